@@ -1,0 +1,263 @@
+package pluginapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/docker/go-plugins-helpers/sdk"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sirupsen/logrus"
+
+	"github.com/berth-plugin/berth/shared/fault"
+)
+
+const (
+	// DefaultTimeout is a driver's deadline. dockerd's own, where it has one, is
+	// 30 s; after that it repeats the call with an empty body.
+	DefaultTimeout = 25 * time.Second
+	// grace is what a driver gets beyond its deadline before the answer is sent
+	// without it: a driver may be stuck in a system call that no context ends.
+	grace = 2 * time.Second
+)
+
+// Config says what a Server offers. Drivers that are nil are not offered.
+type Config struct {
+	Network NetworkDriver
+	IPAM    IPAMDriver
+	Volume  VolumeDriver
+	// NetworkReady gates Network and IPAM, VolumeReady gates Volume.
+	NetworkReady, VolumeReady *Ready
+
+	Log *logrus.Entry
+	// Metrics registers the counters of RPCs.
+	Metrics prometheus.Registerer
+	// Timeout of one call; 0 is DefaultTimeout.
+	Timeout time.Duration
+}
+
+// A Server answers dockerd on one socket for all drivers of a Config.
+type Server struct {
+	handler sdk.Handler
+	log     *logrus.Entry
+	timeout time.Duration
+	total   *prometheus.CounterVec
+	seconds *prometheus.HistogramVec
+
+	mu       sync.Mutex // guards all following fields
+	listener net.Listener
+	conns    map[net.Conn]struct{}
+	draining bool
+	inFlight int
+	idle     chan struct{} // closed when draining and nothing is in flight
+}
+
+// New returns a Server with the routes of every driver in cfg. The error is that
+// of registering the metrics.
+func New(cfg Config) (*Server, error) {
+	s := &Server{
+		log:     cfg.Log,
+		timeout: cfg.Timeout,
+		conns:   make(map[net.Conn]struct{}),
+		idle:    make(chan struct{}),
+		total: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "berth_rpc_total", Help: "Calls from dockerd by method and kind of result.",
+		}, []string{"method", "kind"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "berth_rpc_seconds", Help: "Duration of calls from dockerd by method.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 4, 9),
+		}, []string{"method"}),
+	}
+	if s.timeout == 0 {
+		s.timeout = DefaultTimeout
+	}
+	if err := errors.Join(cfg.Metrics.Register(s.total), cfg.Metrics.Register(s.seconds)); err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
+
+	var manifest struct{ Implements []string }
+	if cfg.Network != nil {
+		manifest.Implements = append(manifest.Implements, "NetworkDriver")
+	}
+	if cfg.IPAM != nil {
+		manifest.Implements = append(manifest.Implements, "IpamDriver")
+	}
+	if cfg.Volume != nil {
+		manifest.Implements = append(manifest.Implements, "VolumeDriver")
+	}
+	text, err := json.Marshal(manifest)
+	if err != nil {
+		return nil, fmt.Errorf("encode manifest: %w", err)
+	}
+	s.handler = sdk.NewHandler(string(text))
+	// A 404 tells dockerd that a call it can do without is not implemented.
+	s.handler.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, http.StatusNotFound, errorBody{Err: fmt.Sprintf("berth does not know the call %s", r.URL.Path)})
+	})
+	if cfg.Network != nil {
+		s.routeNetwork(cfg.Network, cfg.NetworkReady)
+	}
+	if cfg.IPAM != nil {
+		s.routeIPAM(cfg.IPAM, cfg.NetworkReady)
+	}
+	if cfg.Volume != nil {
+		s.routeVolume(cfg.Volume, cfg.VolumeReady)
+	}
+	return s, nil
+}
+
+// Serve answers on l until Shutdown and then returns nil. It is called once.
+func (s *Server) Serve(l net.Listener) error {
+	s.mu.Lock()
+	if s.draining {
+		s.mu.Unlock()
+		return l.Close()
+	}
+	s.listener = l
+	s.mu.Unlock()
+
+	err := s.handler.Serve(&trackingListener{Listener: l, server: s})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining {
+		return nil
+	}
+	return fmt.Errorf("serve %s: %w", l.Addr(), err)
+}
+
+// Shutdown stops accepting, waits until every running call is answered or ctx
+// ends, and closes the connections. A connection that is cut during a call makes
+// dockerd repeat it with an empty body, so it comes last.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.draining = true
+	var err error
+	if s.listener != nil {
+		err = ignoreClosed(s.listener.Close())
+	}
+	if s.inFlight == 0 {
+		s.closeIdleLocked()
+	}
+	s.mu.Unlock()
+
+	select {
+	case <-s.idle:
+	case <-ctx.Done():
+		err = errors.Join(err, fmt.Errorf("calls still running at shutdown: %w", ctx.Err()))
+	}
+
+	s.mu.Lock()
+	conns := slices.Collect(maps.Keys(s.conns))
+	s.mu.Unlock()
+	for _, conn := range conns {
+		err = errors.Join(err, ignoreClosed(conn.Close()))
+	}
+	return err
+}
+
+// begin counts a call in; it is false when the server is shutting down.
+func (s *Server) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining {
+		return false
+	}
+	s.inFlight++
+	return true
+}
+
+func (s *Server) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.inFlight--
+	if s.draining && s.inFlight == 0 {
+		s.closeIdleLocked()
+	}
+}
+
+func (s *Server) closeIdleLocked() {
+	select {
+	case <-s.idle:
+	default:
+		close(s.idle)
+	}
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// trackingListener remembers its connections, because sdk.Handler keeps its
+// http.Server, and with it the graceful shutdown, to itself.
+type trackingListener struct {
+	net.Listener
+	server *Server
+}
+
+func (l *trackingListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	tracked := &trackedConn{Conn: conn, server: l.server}
+	l.server.mu.Lock()
+	defer l.server.mu.Unlock()
+	l.server.conns[tracked] = struct{}{}
+	return tracked, nil
+}
+
+type trackedConn struct {
+	net.Conn
+	server *Server
+}
+
+func (c *trackedConn) Close() error {
+	c.server.mu.Lock()
+	delete(c.server.conns, c)
+	c.server.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// statusOf maps a kind to the HTTP status. dockerd shows the text and looks at
+// no status but 404, which it takes for "call not implemented"; a network that is
+// not found must not answer that.
+func statusOf(err error) int {
+	switch fault.Kind(err) {
+	case "ok":
+		return http.StatusOK
+	case "invalid":
+		return http.StatusBadRequest
+	case "notfound":
+		return http.StatusGone
+	case "conflict":
+		return http.StatusConflict
+	case "exhausted":
+		return http.StatusInsufficientStorage
+	case "unavailable", "timeout":
+		return http.StatusServiceUnavailable
+	default:
+		return http.StatusInternalServerError
+	}
+}
+
+type errorBody struct {
+	Err string
+}
+
+func reply(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", sdk.DefaultContentTypeV1_1)
+	if status != http.StatusOK {
+		w.WriteHeader(status)
+	}
+	sdk.EncodeResponse(w, body, false)
+}

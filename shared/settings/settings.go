@@ -1,0 +1,81 @@
+// Package settings reads the daemon's environment, the only way by which
+// `docker plugin set` reaches it. The defaults live here, because a plugin that
+// is upgraded keeps its old settings and gets none of the new ones.
+//
+// No other package reads the environment.
+package settings
+
+import (
+	"errors"
+	"net"
+	"path/filepath"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/berth-plugin/berth/shared/fault"
+)
+
+// Names of the environment variables.
+const (
+	EnvLogLevel    = "BERTH_LOG_LEVEL"
+	EnvPools       = "BERTH_POOLS"
+	EnvScope       = "BERTH_SCOPE"
+	EnvMetricsAddr = "BERTH_METRICS_ADDR"
+	EnvSysctlDir   = "BERTH_SYSCTL_DIR"
+)
+
+// Settings are the validated environment.
+type Settings struct {
+	// LogLevel is one of logrus' levels; the default is info.
+	LogLevel logrus.Level
+	// Pools lists the supernets that automatic subnets are taken from, in the
+	// form of netplugin/ipam; "" is the default list.
+	Pools string
+	// Scope is what volumes report to swarm, "local" (default) or "global".
+	Scope string
+	// MetricsAddr is the HOST:PORT where Prometheus metrics are served; "" is
+	// nowhere, the default.
+	MetricsAddr string
+	// SysctlDir is where the host's /proc/sys/net can be written. A managed
+	// plugin's own /proc/sys is read-only.
+	SysctlDir string
+}
+
+// Read takes the settings from getenv. The error names every wrong variable, its
+// value and what is allowed.
+func Read(getenv func(string) string) (Settings, error) {
+	s := Settings{
+		LogLevel:    logrus.InfoLevel,
+		Pools:       getenv(EnvPools),
+		Scope:       "local",
+		MetricsAddr: getenv(EnvMetricsAddr),
+		SysctlDir:   "/proc/sys/net",
+	}
+	var errs []error
+	if v := getenv(EnvLogLevel); v != "" {
+		level, err := logrus.ParseLevel(v)
+		if err != nil {
+			errs = append(errs, fault.Invalid("%s=%q: want one of trace, debug, info, warn, error", EnvLogLevel, v))
+		}
+		s.LogLevel = level
+	}
+	if v := getenv(EnvScope); v != "" {
+		s.Scope = strings.ToLower(v)
+		if s.Scope != "local" && s.Scope != "global" {
+			errs = append(errs, fault.Invalid("%s=%q: want local or global", EnvScope, v))
+		}
+	}
+	if v := s.MetricsAddr; v != "" {
+		if _, _, err := net.SplitHostPort(v); err != nil {
+			errs = append(errs, fault.Invalid("%s=%q: want HOST:PORT, as 127.0.0.1:9323", EnvMetricsAddr, v))
+		}
+	}
+	if v := getenv(EnvSysctlDir); v != "" {
+		s.SysctlDir = v
+		if !filepath.IsAbs(v) {
+			errs = append(errs, fault.Invalid("%s=%q: want an absolute path", EnvSysctlDir, v))
+		}
+	}
+	return s, errors.Join(errs...)
+}
