@@ -8,7 +8,8 @@ import (
 	"github.com/docker/go-plugins-helpers/volume"
 )
 
-// A NetworkDriver answers the NetworkDriver.* calls of dockerd.
+// A NetworkDriver answers the NetworkDriver.* calls of dockerd, except
+// GetCapabilities, which is asked before there is a driver.
 //
 // Calls come concurrently and in no order across containers. Every call may be
 // repeated: a handler gives the same answer for the same request, and undoing
@@ -17,7 +18,6 @@ import (
 // error from CreateNetwork or CreateEndpoint it sends no delete, so the driver
 // undoes its own partial work first.
 type NetworkDriver interface {
-	GetCapabilities(context.Context) (*NetworkCapabilities, error)
 	GwAllocCheck(context.Context, *GwAllocCheckRequest) (*GwAllocCheckResponse, error)
 	AllocateNetwork(context.Context, *network.AllocateNetworkRequest) (*network.AllocateNetworkResponse, error)
 	FreeNetwork(context.Context, *network.FreeNetworkRequest) error
@@ -34,18 +34,17 @@ type NetworkDriver interface {
 	DiscoverDelete(context.Context, *network.DiscoveryNotification) error
 }
 
-// An IPAMDriver answers the IpamDriver.* calls of dockerd. dockerd ignores errors
-// from the two releases.
+// An IPAMDriver answers the IpamDriver.* calls of dockerd, except GetCapabilities
+// and GetDefaultAddressSpaces, which are asked before there is a driver. dockerd
+// ignores errors from the two releases.
 type IPAMDriver interface {
-	GetCapabilities(context.Context) (*IPAMCapabilities, error)
-	GetDefaultAddressSpaces(context.Context) (*ipam.AddressSpacesResponse, error)
 	RequestPool(context.Context, *ipam.RequestPoolRequest) (*ipam.RequestPoolResponse, error)
 	ReleasePool(context.Context, *ipam.ReleasePoolRequest) error
 	RequestAddress(context.Context, *ipam.RequestAddressRequest) (*ipam.RequestAddressResponse, error)
 	ReleaseAddress(context.Context, *ipam.ReleaseAddressRequest) error
 }
 
-// A VolumeDriver answers the VolumeDriver.* calls of dockerd.
+// A VolumeDriver answers the VolumeDriver.* calls of dockerd, except Capabilities.
 //
 // An error from Get, whatever its kind, makes dockerd forget the volume and
 // create an empty local one at the next `docker run`. Get therefore returns an
@@ -58,7 +57,6 @@ type VolumeDriver interface {
 	Path(context.Context, *volume.PathRequest) (*volume.PathResponse, error)
 	Get(context.Context, *volume.GetRequest) (*volume.GetResponse, error)
 	List(context.Context) (*volume.ListResponse, error)
-	Capabilities(context.Context) (*volume.CapabilitiesResponse, error)
 }
 
 // NetworkCapabilities answers NetworkDriver.GetCapabilities. The helpers' type

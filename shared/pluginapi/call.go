@@ -29,11 +29,9 @@ const (
 // work.
 var errEmptyBody = fault.Invalid("request body is empty: the connection broke in an earlier delivery of this call and its result is unknown; repeat the command")
 
-// A route is one call of the protocol.
-type route[Req, Resp any] struct {
+// A route is one call of the protocol to a driver D.
+type route[D, Req, Resp any] struct {
 	method string
-	// ready gates the call; nil is not gated.
-	ready *Ready
 	// bare calls have no parameters; their body is not looked at.
 	bare bool
 	// quiet calls come several times for each container or volume; they are
@@ -41,13 +39,13 @@ type route[Req, Resp any] struct {
 	quiet bool
 	// fields name the objects of the request in the log.
 	fields func(*Req) logrus.Fields
-	serve  func(context.Context, *Req) (*Resp, error)
+	serve  func(D, context.Context, *Req) (*Resp, error)
 	// refuse writes an error; nil is refuseStatus.
 	refuse func(http.ResponseWriter, error)
 }
 
-// register adds the route to the server's.
-func register[Req, Resp any](s *Server, r route[Req, Resp]) {
+// register adds a route that service's driver serves.
+func register[D, Req, Resp any](s *Server, service *Service[D], r route[D, Req, Resp]) {
 	if r.refuse == nil {
 		r.refuse = refuseStatus
 	}
@@ -60,7 +58,7 @@ func register[Req, Resp any](s *Server, r route[Req, Resp]) {
 		defer s.end()
 		start := time.Now()
 		fields := logrus.Fields{"method": r.method}
-		resp, err := r.answer(s, w, hr, fields)
+		resp, err := r.answer(s, service, w, hr, fields)
 		s.record(r.method, r.quiet, fields, err, time.Since(start))
 		if err != nil {
 			r.refuse(w, err)
@@ -70,8 +68,8 @@ func register[Req, Resp any](s *Server, r route[Req, Resp]) {
 	})
 }
 
-// answer decodes the request, waits for the driver to be ready and calls it.
-func (r route[Req, Resp]) answer(s *Server, w http.ResponseWriter, hr *http.Request, fields logrus.Fields) (*Resp, error) {
+// answer decodes the request, waits for the driver and calls it.
+func (r route[D, Req, Resp]) answer(s *Server, service *Service[D], w http.ResponseWriter, hr *http.Request, fields logrus.Fields) (*Resp, error) {
 	if hr.Method != http.MethodPost {
 		return nil, fault.Invalid("%s: want POST, got %s", r.method, hr.Method)
 	}
@@ -92,10 +90,9 @@ func (r route[Req, Resp]) answer(s *Server, w http.ResponseWriter, hr *http.Requ
 
 	ctx, cancel := context.WithTimeout(hr.Context(), s.timeout)
 	defer cancel()
-	if r.ready != nil {
-		if err := r.ready.Wait(ctx); err != nil {
-			return nil, err
-		}
+	driver, err := service.wait(ctx)
+	if err != nil {
+		return nil, err
 	}
 	type result struct {
 		resp *Resp
@@ -113,7 +110,7 @@ func (r route[Req, Resp]) answer(s *Server, w http.ResponseWriter, hr *http.Requ
 			}
 			done <- res
 		}()
-		res.resp, res.err = r.serve(ctx, req)
+		res.resp, res.err = r.serve(driver, ctx, req)
 		if res.err == nil && res.resp == nil {
 			res.err = fmt.Errorf("%s gave no answer", r.method)
 		}

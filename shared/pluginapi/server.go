@@ -12,7 +12,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/docker/go-plugins-helpers/ipam"
 	"github.com/docker/go-plugins-helpers/sdk"
+	"github.com/docker/go-plugins-helpers/volume"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 
@@ -28,13 +30,18 @@ const (
 	grace = 2 * time.Second
 )
 
-// Config says what a Server offers. Drivers that are nil are not offered.
+// Config says what a Server offers. Services that are nil are not offered.
 type Config struct {
-	Network NetworkDriver
-	IPAM    IPAMDriver
-	Volume  VolumeDriver
-	// NetworkReady gates Network and IPAM, VolumeReady gates Volume.
-	NetworkReady, VolumeReady *Ready
+	Network *Service[NetworkDriver]
+	IPAM    *Service[IPAMDriver]
+	Volume  *Service[VolumeDriver]
+
+	// What dockerd asks when it registers a driver. These answers never wait: a
+	// driver that does not give them while dockerd starts stays unregistered.
+	NetworkCapabilities NetworkCapabilities
+	IPAMCapabilities    IPAMCapabilities
+	AddressSpaces       ipam.AddressSpacesResponse
+	VolumeCapabilities  volume.Capability
 
 	Log *logrus.Entry
 	// Metrics registers the counters of RPCs.
@@ -102,13 +109,13 @@ func New(cfg Config) (*Server, error) {
 		reply(w, http.StatusNotFound, errorBody{Err: fmt.Sprintf("berth does not know the call %s", r.URL.Path)})
 	})
 	if cfg.Network != nil {
-		s.routeNetwork(cfg.Network, cfg.NetworkReady)
+		s.routeNetwork(cfg.Network, cfg.NetworkCapabilities)
 	}
 	if cfg.IPAM != nil {
-		s.routeIPAM(cfg.IPAM, cfg.NetworkReady)
+		s.routeIPAM(cfg.IPAM, cfg.IPAMCapabilities, cfg.AddressSpaces)
 	}
 	if cfg.Volume != nil {
-		s.routeVolume(cfg.Volume, cfg.VolumeReady)
+		s.routeVolume(cfg.Volume, cfg.VolumeCapabilities)
 	}
 	return s, nil
 }

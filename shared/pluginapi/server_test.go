@@ -38,10 +38,6 @@ func (n *netStub) Join(ctx context.Context, r *network.JoinRequest) (*JoinRespon
 	return n.join(ctx, r)
 }
 
-func (n *netStub) GetCapabilities(context.Context) (*NetworkCapabilities, error) {
-	return &NetworkCapabilities{CapabilitiesResponse: network.CapabilitiesResponse{Scope: "local"}, GwAllocChecker: true}, nil
-}
-
 type volStub struct {
 	VolumeDriver
 	get   func(context.Context, *volume.GetRequest) (*volume.GetResponse, error)
@@ -123,14 +119,20 @@ func (p *plugin) post(method, body string) (int, string) {
 	return status, answer
 }
 
-func open() *Ready {
-	r := NewReady()
-	r.Open(nil)
-	return r
+func networks(d NetworkDriver) *Service[NetworkDriver] {
+	s := NewService[NetworkDriver]()
+	s.Set(d)
+	return s
+}
+
+func volumes(d VolumeDriver) *Service[VolumeDriver] {
+	s := NewService[VolumeDriver]()
+	s.Set(d)
+	return s
 }
 
 func TestManifestNamesWhatIsOffered(t *testing.T) {
-	p := start(t, Config{Network: &netStub{}, Volume: &volStub{}, NetworkReady: open(), VolumeReady: open()})
+	p := start(t, Config{Network: networks(&netStub{}), Volume: volumes(&volStub{})})
 	status, answer := p.post("Plugin.Activate", "")
 	assert.Equal(t, status, 200)
 	assert.Equal(t, answer, `{"Implements":["NetworkDriver","VolumeDriver"]}`)
@@ -140,17 +142,19 @@ func TestManifestNamesWhatIsOffered(t *testing.T) {
 }
 
 func TestCapabilitiesAnswerBeforeRecovery(t *testing.T) {
-	p := start(t, Config{Network: &netStub{}, NetworkReady: NewReady()})
+	p := start(t, Config{Network: NewService[NetworkDriver](), NetworkCapabilities: NetworkCapabilities{
+		CapabilitiesResponse: network.CapabilitiesResponse{Scope: "local"}, GwAllocChecker: true,
+	}})
 	status, answer := p.post("NetworkDriver.GetCapabilities", "")
 	assert.Equal(t, status, 200)
 	assert.Equal(t, answer, `{"Scope":"local","ConnectivityScope":"","GwAllocChecker":true}`)
 }
 
 func TestBadBodiesAreRefusedWithoutACall(t *testing.T) {
-	p := start(t, Config{NetworkReady: open(), Network: &netStub{createNetwork: func(context.Context, *network.CreateNetworkRequest) error {
+	p := start(t, Config{Network: networks(&netStub{createNetwork: func(context.Context, *network.CreateNetworkRequest) error {
 		t.Error("the driver was called")
 		return nil
-	}}})
+	}})})
 	for name, tc := range map[string]struct{ body, want string }{
 		"empty":    {"", "request body is empty"},
 		"null":     {"null", "request body is null"},
@@ -169,10 +173,10 @@ func TestBadBodiesAreRefusedWithoutACall(t *testing.T) {
 }
 
 func TestUnknownFieldsAreLeftAlone(t *testing.T) {
-	p := start(t, Config{NetworkReady: open(), Network: &netStub{createNetwork: func(_ context.Context, r *network.CreateNetworkRequest) error {
+	p := start(t, Config{Network: networks(&netStub{createNetwork: func(_ context.Context, r *network.CreateNetworkRequest) error {
 		assert.Check(t, r.NetworkID == "n1")
 		return nil
-	}}})
+	}})})
 	status, answer := p.post("NetworkDriver.CreateNetwork", `{"NetworkID":"n1","FutureField":{"a":1}}`)
 	assert.Equal(t, status, 200)
 	assert.Equal(t, answer, `{}`)
@@ -183,7 +187,7 @@ func TestKindsBecomeStatuses(t *testing.T) {
 		400: fault.Invalid("bad"), 410: fault.NotFound("gone"), 409: fault.Conflict("busy"), 507: fault.Exhausted("full"),
 		503: fault.Unavailable("away"), 500: errors.New("broken"),
 	} {
-		p := start(t, Config{NetworkReady: open(), Network: &netStub{createNetwork: func(context.Context, *network.CreateNetworkRequest) error { return err }}})
+		p := start(t, Config{Network: networks(&netStub{createNetwork: func(context.Context, *network.CreateNetworkRequest) error { return err }})})
 		status, answer := p.post("NetworkDriver.CreateNetwork", `{"NetworkID":"n1"}`)
 		assert.Equal(t, status, want)
 		assert.Equal(t, answer, `{"Err":"`+err.Error()+`"}`)
@@ -193,7 +197,7 @@ func TestKindsBecomeStatuses(t *testing.T) {
 }
 
 func TestPanicAnswersJSONAndTheServerGoesOn(t *testing.T) {
-	p := start(t, Config{NetworkReady: open(), Network: &netStub{createNetwork: func(context.Context, *network.CreateNetworkRequest) error { panic("boom") }}})
+	p := start(t, Config{Network: networks(&netStub{createNetwork: func(context.Context, *network.CreateNetworkRequest) error { panic("boom") }})})
 	for range 2 {
 		status, answer := p.post("NetworkDriver.CreateNetwork", `{"NetworkID":"n1"}`)
 		assert.Equal(t, status, 500)
@@ -205,18 +209,18 @@ func TestPanicAnswersJSONAndTheServerGoesOn(t *testing.T) {
 func TestAnswerComesWhenTheDriverIsStuck(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)
-	p := start(t, Config{Timeout: 20 * time.Millisecond, NetworkReady: open(), Network: &netStub{createNetwork: func(context.Context, *network.CreateNetworkRequest) error {
+	p := start(t, Config{Timeout: 20 * time.Millisecond, Network: networks(&netStub{createNetwork: func(context.Context, *network.CreateNetworkRequest) error {
 		<-release // as a system call on a dead NFS server, which no context ends
 		return nil
-	}}})
+	}})})
 	status, answer := p.post("NetworkDriver.CreateNetwork", `{"NetworkID":"n1"}`)
 	assert.Equal(t, status, 503)
 	assert.Assert(t, strings.Contains(answer, "did not finish within 20ms"), answer)
 }
 
 func TestCallsWaitForRecovery(t *testing.T) {
-	ready := NewReady()
-	p := start(t, Config{NetworkReady: ready, Network: &netStub{createNetwork: func(context.Context, *network.CreateNetworkRequest) error { return nil }}})
+	service := NewService[NetworkDriver]()
+	p := start(t, Config{Network: service})
 	answered := make(chan int)
 	go func() {
 		status, _, err := p.try("NetworkDriver.CreateNetwork", `{"NetworkID":"n1"}`)
@@ -230,17 +234,20 @@ func TestCallsWaitForRecovery(t *testing.T) {
 		t.Fatal("answered before recovery")
 	case <-time.After(50 * time.Millisecond):
 	}
-	ready.Open(nil)
+	service.Set(&netStub{createNetwork: func(context.Context, *network.CreateNetworkRequest) error { return nil }})
 	assert.Equal(t, <-answered, 200)
 }
 
 func TestFailedRecoveryRefusesWithItsReason(t *testing.T) {
-	ready := NewReady()
-	ready.Open(fault.Unavailable("state file x is damaged"))
-	p := start(t, Config{NetworkReady: ready, Network: &netStub{}})
+	service := NewService[NetworkDriver]()
+	service.Refuse(fault.Unavailable("state file x is damaged"))
+	p := start(t, Config{Network: service})
 	status, answer := p.post("NetworkDriver.CreateNetwork", `{"NetworkID":"n1"}`)
 	assert.Equal(t, status, 503)
 	assert.Equal(t, answer, `{"Err":"state file x is damaged"}`)
+	service.Set(&netStub{createNetwork: func(context.Context, *network.CreateNetworkRequest) error { return nil }})
+	status, _ = p.post("NetworkDriver.CreateNetwork", `{"NetworkID":"n1"}`)
+	assert.Equal(t, status, 200)
 }
 
 func TestGetAnswersOnlyACertainNo(t *testing.T) {
@@ -257,9 +264,9 @@ func TestGetAnswersOnlyACertainNo(t *testing.T) {
 		"empty body":   {err: nil, body: ``, cut: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := start(t, Config{VolumeReady: open(), Volume: &volStub{get: func(context.Context, *volume.GetRequest) (*volume.GetResponse, error) {
+			p := start(t, Config{Volume: volumes(&volStub{get: func(context.Context, *volume.GetRequest) (*volume.GetResponse, error) {
 				return nil, tc.err
-			}}})
+			}})})
 			status, answer, err := p.try("VolumeDriver.Get", tc.body)
 			if tc.cut {
 				assert.Assert(t, err != nil, "answered %d %s", status, answer)
@@ -273,9 +280,9 @@ func TestGetAnswersOnlyACertainNo(t *testing.T) {
 }
 
 func TestGetIsCutWhileTheStateIsDamaged(t *testing.T) {
-	ready := NewReady()
-	ready.Open(fault.Unavailable("state file x is damaged"))
-	p := start(t, Config{VolumeReady: ready, Volume: &volStub{}})
+	service := NewService[VolumeDriver]()
+	service.Refuse(fault.Unavailable("state file x is damaged"))
+	p := start(t, Config{Volume: service})
 	_, _, err := p.try("VolumeDriver.Get", `{"Name":"db"}`)
 	assert.Assert(t, err != nil)
 	status, answer := p.post("VolumeDriver.Mount", `{"Name":"db","ID":"1"}`)
@@ -285,11 +292,11 @@ func TestGetIsCutWhileTheStateIsDamaged(t *testing.T) {
 
 func TestShutdownLetsRunningCallsFinish(t *testing.T) {
 	entered, release := make(chan struct{}), make(chan struct{})
-	p := start(t, Config{NetworkReady: open(), Network: &netStub{createNetwork: func(context.Context, *network.CreateNetworkRequest) error {
+	p := start(t, Config{Network: networks(&netStub{createNetwork: func(context.Context, *network.CreateNetworkRequest) error {
 		close(entered)
 		<-release
 		return nil
-	}}})
+	}})})
 	answered := make(chan int)
 	go func() {
 		status, _, err := p.try("NetworkDriver.CreateNetwork", `{"NetworkID":"n1"}`)
@@ -314,11 +321,11 @@ func TestShutdownLetsRunningCallsFinish(t *testing.T) {
 }
 
 func TestOneLogLineForEachCall(t *testing.T) {
-	p := start(t, Config{NetworkReady: open(), Network: &netStub{
+	p := start(t, Config{Network: networks(&netStub{
 		join: func(context.Context, *network.JoinRequest) (*JoinResponse, error) {
 			return &JoinResponse{InterfaceName: &InterfaceName{InterfaceName: network.InterfaceName{SrcName: "bc1", DstPrefix: "eth"}}, Gateway: "10.0.0.1"}, nil
 		},
-	}})
+	})})
 	status, answer := p.post("NetworkDriver.Join", `{"NetworkID":"n1","EndpointID":"e1","SandboxKey":"/x"}`)
 	assert.Equal(t, status, 200)
 	assert.Equal(t, answer, `{"InterfaceName":{"SrcName":"bc1","DstPrefix":"eth"},"Gateway":"10.0.0.1","GatewayIPv6":"","DisableGatewayService":false}`)
