@@ -27,7 +27,9 @@ type Network struct {
 	// ID is dockerd's network ID, 64 hex digits (25 characters in swarm scope).
 	ID   string
 	Mode Mode
-	// Bridge is the name of the bridge link, at most 15 bytes.
+	// Bridge is the name of the bridge link, at most 15 bytes. ParseNetwork
+	// leaves it empty when the user named none: the driver, which knows the
+	// names already taken, then uses BridgeName.
 	Bridge string
 	// MTU in bytes for the bridge and its endpoints; 0 leaves the kernel's default.
 	MTU int
@@ -42,13 +44,24 @@ type Network struct {
 	Subnets []Subnet
 }
 
+// SubnetOf returns the subnet whose pool contains the address.
+func (n Network) SubnetOf(addr netip.Addr) (Subnet, bool) {
+	for _, subnet := range n.Subnets {
+		if subnet.Pool.Contains(addr) {
+			return subnet, true
+		}
+	}
+	return Subnet{}, false
+}
+
 // An Endpoint is the validated form of CreateEndpoint.
 type Endpoint struct {
 	// ID is dockerd's endpoint ID, 64 hex digits, new at every container start.
 	ID        string
 	NetworkID string
 	// HostLink stays on the bridge, ContainerLink is moved into the sandbox by
-	// dockerd; at most 15 bytes each.
+	// dockerd; at most 15 bytes each. ParseEndpoint leaves them empty for the
+	// driver, as with Network.Bridge.
 	HostLink, ContainerLink string
 	// MAC of the container's end: the user's, or one that Berth generated.
 	MAC net.HardwareAddr

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/berth-plugin/berth/netplugin"
+	"github.com/berth-plugin/berth/netplugin/bridge"
+	"github.com/berth-plugin/berth/netplugin/firewall"
+	"github.com/berth-plugin/berth/netplugin/ipam"
+	"github.com/berth-plugin/berth/netplugin/link"
+)
+
+// resolvers is read for name servers that automatic subnets keep clear of.
+const resolvers = "/etc/resolv.conf"
+
+// firewallCheck is how often the rules are compared with what they should be.
+const firewallCheck = 2 * time.Second
+
+// startNetwork opens what the network driver works with and recovers. What was
+// opened is closed again when a later step fails.
+func (d *daemon) startNetwork(ctx context.Context) (s started, err error) {
+	if d.settingsErr != nil {
+		return started{}, d.settingsErr
+	}
+	supernets, err := ipam.ParseSupernets(d.settings.Pools)
+	if err != nil {
+		return started{}, err
+	}
+	var open closers
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, open.close())
+		}
+	}()
+	claim, err := claimNetworkNamespace()
+	if err != nil {
+		return started{}, err
+	}
+	open.add(claim.Close)
+	db, err := netplugin.OpenState(filepath.Join(d.stateDir, "net", "state.db"))
+	if err != nil {
+		return started{}, err
+	}
+	open.add(db.Close)
+	links, err := link.Open(link.Options{SysctlRoot: d.settings.SysctlDir})
+	if err != nil {
+		return started{}, err
+	}
+	open.add(func() error { links.Close(); return nil })
+	rules, err := firewall.New(firewall.Options{Links: links, Log: d.log})
+	if err != nil {
+		return started{}, err
+	}
+	open.add(rules.Close)
+	driver, err := netplugin.New(netplugin.Config{
+		State: db, Log: d.log, Links: links, Bridge: bridge.New(links, rules), Supernets: supernets, Resolvers: resolvers,
+	})
+	if err != nil {
+		return started{}, err
+	}
+	if err := driver.Recover(ctx); err != nil {
+		return started{}, err
+	}
+	return started{
+		networks:  driver.Network(),
+		addresses: driver.IPAM(),
+		run: func(ctx context.Context) {
+			var tasks sync.WaitGroup
+			tasks.Go(func() { driver.Run(ctx) })
+			tasks.Go(func() { rules.Watch(ctx, firewallCheck) })
+			tasks.Wait()
+		},
+		close: open.close,
+	}, nil
+}
+
+// closers close what was opened, the newest first.
+type closers []func() error
+
+func (c *closers) add(fn func() error) { *c = append(*c, fn) }
+
+func (c *closers) close() error {
+	var errs []error
+	for i := len(*c) - 1; i >= 0; i-- {
+		errs = append(errs, (*c)[i]())
+	}
+	*c = nil
+	return errors.Join(errs...)
+}

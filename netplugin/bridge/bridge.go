@@ -1,0 +1,141 @@
+// Package bridge attaches containers to a Linux bridge of their network: the
+// bridge with the gateway's addresses, a veth pair per endpoint, and the rules
+// that let the network out and keep others away.
+//
+// It keeps no records: everything it needs is in the specs, so that the same call
+// makes, repairs and, after a reboot, rebuilds. Addresses and routes inside the
+// container are dockerd's work.
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/berth-plugin/berth/netplugin/firewall"
+	"github.com/berth-plugin/berth/netplugin/link"
+	"github.com/berth-plugin/berth/netplugin/options"
+)
+
+// A Mode makes and removes bridge networks. It is safe for concurrent use, except
+// that calls for one network must come one after the other.
+type Mode struct {
+	links *link.Handle
+	fw    *firewall.Manager
+}
+
+// New makes a Mode that works in the network namespace of links and fw.
+func New(links *link.Handle, fw *firewall.Manager) *Mode {
+	return &Mode{links: links, fw: fw}
+}
+
+// EnsureNetwork makes the network or repairs it. When it fails, what this call
+// has made is gone again, and what was there before stays. A bridge name that
+// belongs to somebody else is a fault.Conflict.
+func (m *Mode) EnsureNetwork(ctx context.Context, n options.Network) error {
+	return m.run(ctx, planNetwork(n))
+}
+
+// RemoveNetwork takes the network away, with the links of endpoints that are left
+// on it. An unknown network is success.
+func (m *Mode) RemoveNetwork(ctx context.Context, n options.Network) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	// Both are tried: what is left of either is of no use.
+	return errors.Join(m.links.DeleteBridge(n.Bridge, n.ID), m.fw.Remove(ctx, n.Bridge))
+}
+
+// EnsureEndpoint makes the pair of links of an endpoint or repairs it; the
+// network exists. The container's end waits on the host, down, for dockerd to
+// move it. Failure and conflicts are as for EnsureNetwork.
+func (m *Mode) EnsureEndpoint(ctx context.Context, n options.Network, ep options.Endpoint) error {
+	return m.run(ctx, planEndpoint(n, ep))
+}
+
+// RemoveEndpoint removes the pair of links by its host's end, wherever dockerd
+// has put the other one. An unknown endpoint is success.
+func (m *Mode) RemoveEndpoint(ctx context.Context, _ options.Network, ep options.Endpoint) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return m.links.Delete(ep.HostLink, link.OfEndpoint(ep.ID))
+}
+
+// Restore brings the rules of all networks to the host in one go, and removes
+// those of networks that are not among them. It is for the start, before the
+// networks are ensured one by one: their traffic goes on meanwhile.
+func (m *Mode) Restore(ctx context.Context, networks []options.Network) error {
+	rules := make([]firewall.Network, 0, len(networks))
+	for _, n := range networks {
+		rules = append(rules, FirewallNetwork(n))
+	}
+	return m.fw.Sync(ctx, rules)
+}
+
+// undoTimeout bounds the way back, which also runs when the request's own time is
+// up.
+const undoTimeout = 5 * time.Second
+
+// run does the steps in order. After an error it undoes what it has done, in
+// reverse, and returns all errors.
+func (m *Mode) run(ctx context.Context, steps []step) error {
+	var undo []func(context.Context) error
+	for _, s := range steps {
+		inverse, err := m.do(ctx, s)
+		if inverse != nil {
+			undo = append(undo, inverse)
+		}
+		if err == nil {
+			continue
+		}
+		errs := []error{fmt.Errorf("%s: %w", s, err)}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		for i := len(undo) - 1; i >= 0; i-- {
+			if err := undo[i](ctx); err != nil {
+				errs = append(errs, fmt.Errorf("undo: %w", err))
+			}
+		}
+		return errors.Join(errs...)
+	}
+	return nil
+}
+
+// do does one step. The inverse is nil when nothing was made; it may come with an
+// error, when something was half made.
+func (m *Mode) do(ctx context.Context, s step) (inverse func(context.Context) error, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	switch s := s.(type) {
+	case checkForwarding:
+		return nil, m.fw.CheckForwarding(s.network)
+	case enableForwarding:
+		// Not undone: from here on others may rely on it.
+		return nil, m.fw.EnableForwarding(ctx, s.network)
+	case ensureRules:
+		added, err := m.fw.Ensure(ctx, s.network)
+		if added {
+			inverse = func(ctx context.Context) error { return m.fw.Remove(ctx, s.network.Bridge) }
+		}
+		return inverse, err
+	case ensureBridge:
+		created, err := m.links.EnsureBridge(s.Bridge)
+		if created {
+			inverse = func(context.Context) error { return m.links.Delete(s.Name, link.OfNetwork(s.NetworkID)) }
+		}
+		return inverse, err
+	case setAddrs:
+		return nil, m.links.SetAddrs(s.link, s.addrs)
+	case ensureVeth:
+		created, err := m.links.EnsureVeth(s.Veth)
+		if created {
+			inverse = func(context.Context) error { return m.links.Delete(s.Host, link.OfEndpoint(s.EndpointID)) }
+		}
+		return inverse, err
+	default:
+		return nil, fmt.Errorf("no way to do step %T", s)
+	}
+}

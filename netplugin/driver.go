@@ -1,0 +1,194 @@
+package netplugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/sirupsen/logrus"
+
+	"github.com/berth-plugin/berth/netplugin/ipam"
+	"github.com/berth-plugin/berth/netplugin/link"
+	"github.com/berth-plugin/berth/netplugin/options"
+	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/shared/keylock"
+	"github.com/berth-plugin/berth/shared/pluginapi"
+	"github.com/berth-plugin/berth/shared/state"
+)
+
+// A Mode makes networks and endpoints on the host. Every method may be repeated:
+// Ensure repairs what is there, Remove succeeds when there is nothing. None of
+// them touches what is not Berth's; it is a fault.Conflict to find such a thing
+// where a link should be.
+//
+// The driver calls it for one network at a time, for different networks
+// concurrently. It has recorded the network and endpoint before the first Ensure,
+// and forgets them after the last Remove.
+type Mode interface {
+	// Restore is called once, before all others: it lets the traffic of
+	// networks that are up go on while they are ensured one by one, and
+	// forgets all others.
+	Restore(context.Context, []options.Network) error
+	// EnsureNetwork makes the network or repairs it. After an error some of
+	// it may exist; the driver then calls RemoveNetwork.
+	EnsureNetwork(context.Context, options.Network) error
+	// RemoveNetwork removes the network. Its endpoints have been removed.
+	RemoveNetwork(context.Context, options.Network) error
+	// EnsureEndpoint makes the endpoint of a network that exists or repairs
+	// it. The container's end may have moved into the container.
+	EnsureEndpoint(context.Context, options.Network, options.Endpoint) error
+	// RemoveEndpoint removes the endpoint. Its network may be gone.
+	RemoveEndpoint(context.Context, options.Network, options.Endpoint) error
+}
+
+// Links is what the driver asks the host. *link.Handle has it.
+type Links interface {
+	// Owned lists all links of Berth.
+	Owned() ([]link.Link, error)
+	// Routes lists the destinations the host knows a way to.
+	Routes() ([]link.Route, error)
+	// Delete removes a link of this owner.
+	Delete(name string, owner link.Owner) error
+	// Watch calls fn for each change of a link until ctx ends.
+	Watch(ctx context.Context, fn func(link.Event)) error
+}
+
+// A Config is what a Driver works with. State, Log, Links and Bridge are needed.
+type Config struct {
+	// State holds the records; see OpenState. The driver does not close it.
+	State *state.DB
+	Log   *logrus.Entry
+	Links Links
+	// Bridge makes networks of the mode bridge.
+	Bridge Mode
+	// Supernets are where automatic pools come from, first the user's; a
+	// family without any gets the defaults of netplugin/ipam.
+	Supernets []ipam.Supernet
+	// Resolvers names a resolv.conf(5): automatic pools keep clear of its
+	// name servers. "" is none.
+	Resolvers string
+	// Now is the clock, nil time.Now. Random makes IDs, nil crypto/rand.
+	Now    func() time.Time
+	Random io.Reader
+}
+
+// A Driver answers dockerd's calls for networks and addresses. All methods may be
+// called concurrently, once Recover has returned.
+type Driver struct {
+	log       *logrus.Entry
+	links     Links
+	bridge    Mode
+	resolvers string
+	now       func() time.Time
+	store     *store
+	// locks has one lock for each network ID, held over a whole call.
+	locks *keylock.Locker
+
+	mu sync.Mutex
+	// broken are the networks that could not be repaired when they were
+	// tried last. Guarded by mu.
+	broken map[string]bool
+	// dead are the endpoints whose link was found missing or unused, and
+	// since when. Guarded by mu.
+	dead map[string]time.Time
+}
+
+// New reads the records. The error is unavailable when they are damaged.
+func New(cfg Config) (*Driver, error) {
+	if cfg.State == nil || cfg.Log == nil || cfg.Links == nil || cfg.Bridge == nil {
+		return nil, errors.New("network driver: State, Log, Links and Bridge are needed")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Random == nil {
+		cfg.Random = random()
+	}
+	records, err := openStore(cfg.State, cfg.Supernets, cfg.Now, cfg.Random)
+	if err != nil {
+		return nil, err
+	}
+	return &Driver{
+		log:       cfg.Log,
+		links:     cfg.Links,
+		bridge:    cfg.Bridge,
+		resolvers: cfg.Resolvers,
+		now:       cfg.Now,
+		store:     records,
+		locks:     keylock.New(),
+		broken:    make(map[string]bool),
+		dead:      make(map[string]time.Time),
+	}, nil
+}
+
+// Network returns the side of the driver that answers NetworkDriver.*.
+func (d *Driver) Network() pluginapi.NetworkDriver { return d }
+
+// IPAM returns the side of the driver that answers IpamDriver.*.
+func (d *Driver) IPAM() pluginapi.IPAMDriver { return d }
+
+// undoTimeout is for taking back what a request did that failed, perhaps because
+// its own time had run out.
+const undoTimeout = 5 * time.Second
+
+// undoContext is a context for that.
+func undoContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+}
+
+// warn logs what options.Parse… found.
+func (d *Driver) warn(warnings []string, fields logrus.Fields) {
+	for _, w := range warnings {
+		d.log.WithFields(fields).Warn(w)
+	}
+}
+
+func (d *Driver) setBroken(network string, broken bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if broken {
+		d.broken[network] = true
+		return
+	}
+	delete(d.broken, network)
+}
+
+func (d *Driver) isBroken(network string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.broken[network]
+}
+
+// unknownNetwork is the answer where a user has to act: dockerd never sends
+// CreateNetwork again.
+func unknownNetwork(id string) error {
+	return fault.NotFound("network %s is not known to Berth (was its state directory changed?); remove the network and create it again", short(id))
+}
+
+// short is an ID as `docker ps` shows it.
+func short(id string) string {
+	const n = 12
+	return id[:min(n, len(id))]
+}
+
+// removed reads the answer of a Mode's Remove. A conflict is a link of somebody
+// else by the name of ours, so ours is gone.
+func (d *Driver) removed(err error) error {
+	if errdefs.IsConflict(err) {
+		d.log.WithError(err).Warn("a link of Berth was replaced by another one, which stays")
+		return nil
+	}
+	return err
+}
+
+// during says in which step something failed.
+func during(step string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", step, err)
+}

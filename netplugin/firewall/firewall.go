@@ -1,0 +1,418 @@
+// Package firewall keeps Berth's networks apart from each other, from Docker's
+// and from the outside, lets their containers out, and gives that traffic the
+// host's address.
+//
+// All decisions are made in two nftables tables of Berth's own, one per family.
+// Chains and rules there are constant; a network is a few elements of sets, so
+// that neither the packets' way nor a change depends on the number of networks.
+// A packet's way through `forward`:
+//
+//	from a Berth bridge to the same bridge       accepted (also bridged frames, with br_netfilter)
+//	... to another Berth bridge                  dropped
+//	... to another container network's bridge    dropped
+//	... to anything else                         accepted, unless the network is internal
+//	to a Berth bridge, answer                    accepted, unless internal or from a container network
+//	to a Berth bridge, else                      dropped
+//
+// Through `input`, containers reach the host as they do on Docker's networks,
+// except that on an internal network only the bridge's own addresses answer.
+//
+// Accepted packets carry Mark, for which one rule in DOCKER-USER or FORWARD
+// accepts them there too: an accept in nftables does not keep a packet from a
+// DROP in another chain of the same hook. The rule is kept in each variant of
+// iptables that has a FORWARD chain. What firewalld or ufw drop in tables of
+// their own is dropped.
+//
+// The package does not publish ports.
+package firewall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/berth-plugin/berth/netplugin/link"
+)
+
+// Options of New.
+type Options struct {
+	// Links works in the namespace whose rules are kept, and outlives the Manager.
+	Links *link.Handle
+	// Log receives repairs and what cannot be done; nil is the standard logger.
+	Log *logrus.Entry
+}
+
+// A Manager keeps the rules of all networks of one network namespace. It is safe
+// for concurrent use. Its calls are idempotent.
+type Manager struct {
+	links *link.Handle
+	log   *logrus.Entry
+
+	// mu is held while the rules are changed, which takes milliseconds, or as long
+	// as somebody else holds iptables' lock.
+	mu       sync.Mutex
+	kernel   *kernel
+	programs programs
+	// networks by bridge. Until the first Sync also those that an earlier Berth has
+	// left in the tables and about which this one has not been told yet.
+	networks map[string]Network
+	adopted  bool
+	// foreign are the bridges of other networks; watched says that events keep
+	// them current.
+	foreign []string
+	watched bool
+	ip, ip6 *side
+	// generation of nftables at which the sides' have was true; 0 is unknown.
+	generation uint32
+}
+
+// A side is one family's table.
+type side struct {
+	table table
+	want  *ruleset
+	have  state
+	// forwarding says that Berth has turned forwarding on for the family.
+	forwarding bool
+}
+
+// New opens the firewall of the namespace of opts.Links. It changes nothing.
+func New(opts Options) (*Manager, error) {
+	log := opts.Log
+	if log == nil {
+		log = logrus.NewEntry(logrus.StandardLogger())
+	}
+	k, err := openKernel(opts.Links.NetNS())
+	if err != nil {
+		return nil, err
+	}
+	return &Manager{
+		links: opts.Links, log: log, kernel: k, programs: programs{},
+		networks: map[string]Network{},
+		ip:       &side{table: newTable(false), want: newRuleset(false)},
+		ip6:      &side{table: newTable(true), want: newRuleset(true)},
+	}, nil
+}
+
+func (m *Manager) sides() []*side { return []*side{m.ip, m.ip6} }
+
+// Close closes the sockets; the rules stay.
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.kernel.close()
+}
+
+// Sync makes the rules exactly those of the given networks, whatever is there:
+// missing tables are made, wrong ones replaced, elements of unknown networks
+// removed. What was written is read back.
+//
+// Until the first Sync, what an earlier Berth has left in the tables stays, so
+// that traffic goes on while this one is told its networks one by one.
+func (m *Manager) Sync(ctx context.Context, networks []Network) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.adopted = true
+	before := maps.Clone(m.networks)
+	wanted := map[string]Network{}
+	for _, n := range networks {
+		wanted[n.Bridge] = n
+	}
+	m.replaceLocked(wanted)
+	err := m.applyLocked(ctx, true)
+	if err != nil {
+		m.replaceLocked(before)
+	}
+	return err
+}
+
+// Ensure adds the network or replaces what its bridge had before. added says that
+// the bridge was unknown; after an error it is as it was.
+func (m *Manager) Ensure(ctx context.Context, n Network) (added bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.adoptLocked(); err != nil {
+		return false, err
+	}
+	before, known := m.networks[n.Bridge]
+	m.putLocked(n)
+	if err := m.applyLocked(ctx, false); err != nil {
+		if m.dropLocked(n.Bridge); known {
+			m.putLocked(before)
+		}
+		return false, err
+	}
+	return !known, nil
+}
+
+// Remove takes the network of this bridge away; an unknown one is success. With
+// the last network go the tables, the rules in chains of others, and forwarding
+// if Berth turned it on and no other network can rely on it.
+func (m *Manager) Remove(ctx context.Context, bridge string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.adoptLocked(); err != nil {
+		return err
+	}
+	before, known := m.networks[bridge]
+	m.dropLocked(bridge)
+	err := m.applyLocked(ctx, false)
+	if err != nil && known {
+		m.putLocked(before)
+	}
+	return err
+}
+
+// putLocked adds a network or replaces that of its bridge. Subnets that were left
+// by an earlier Berth get their owner back.
+func (m *Manager) putLocked(n Network) {
+	m.dropLocked(n.Bridge)
+	m.networks[n.Bridge] = n
+	for _, s := range m.sides() {
+		s.want.put(n)
+	}
+	rest, ok := m.networks[""]
+	if !ok || n.Bridge == "" {
+		return
+	}
+	rest.Subnets = slices.Clone(rest.Subnets)
+	for _, p := range n.Subnets {
+		if i := slices.Index(rest.Subnets, p.Masked()); i >= 0 {
+			rest.Subnets = slices.Delete(rest.Subnets, i, i+1)
+		}
+	}
+	m.putLocked(rest)
+}
+
+func (m *Manager) dropLocked(bridge string) {
+	n, ok := m.networks[bridge]
+	if !ok {
+		return
+	}
+	delete(m.networks, bridge)
+	for _, s := range m.sides() {
+		s.want.drop(n)
+	}
+}
+
+func (m *Manager) replaceLocked(networks map[string]Network) {
+	for bridge := range maps.Clone(m.networks) {
+		m.dropLocked(bridge)
+	}
+	for _, n := range networks {
+		m.putLocked(n)
+	}
+}
+
+// adoptLocked takes over, once, the networks that the tables hold.
+func (m *Manager) adoptLocked() error {
+	if m.adopted {
+		return nil
+	}
+	if _, err := m.readLocked(); err != nil {
+		return err
+	}
+	rest := Network{Masquerade: true}
+	for _, s := range m.sides() {
+		for _, n := range networksOf(s.have.elements) {
+			if n.Bridge == "" {
+				rest.Subnets = append(rest.Subnets, n.Subnets...)
+				continue
+			}
+			m.putLocked(n)
+		}
+	}
+	m.putLocked(rest)
+	m.adopted = true
+	return nil
+}
+
+// emptyLocked says that no network is left.
+func (m *Manager) emptyLocked() bool {
+	_, rest := m.networks[""]
+	return len(m.networks) == 0 || len(m.networks) == 1 && rest
+}
+
+// applyLocked brings the kernel to what is wanted. When thorough, nothing that
+// was known about the kernel is relied upon, and the result is read back.
+func (m *Manager) applyLocked(ctx context.Context, thorough bool) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if thorough {
+		m.generation = 0
+	}
+	if thorough || !m.watched {
+		if err := m.refreshForeignLocked(); err != nil {
+			return err
+		}
+	}
+	current, err := m.readLocked()
+	if err != nil {
+		return err
+	}
+	if m.emptyLocked() {
+		return m.teardownLocked()
+	}
+	wrote, err := m.writeLocked(current)
+	if err != nil {
+		return err
+	}
+	if thorough && wrote {
+		m.generation = 0
+		if _, err := m.readLocked(); err != nil {
+			return err
+		}
+		if problem := m.differs(); problem != "" {
+			return fmt.Errorf("nftables kept only part of what was written: %s", problem)
+		}
+	}
+	return m.xtablesLocked(current && !thorough)
+}
+
+func (m *Manager) refreshForeignLocked() error {
+	foreign, err := foreignBridges(m.links)
+	if err != nil {
+		return err
+	}
+	m.foreign = foreign
+	for _, s := range m.sides() {
+		s.want.setForeignBridges(foreign)
+	}
+	return nil
+}
+
+// readLocked makes the sides' have true. current says that it was: nobody has
+// changed nftables since the last time.
+func (m *Manager) readLocked() (current bool, err error) {
+	generation, err := m.kernel.generation()
+	if err != nil {
+		return false, err
+	}
+	if generation == m.generation && generation != 0 {
+		return true, nil
+	}
+	for _, s := range m.sides() {
+		if s.have, err = m.kernel.read(s.table); err != nil {
+			return false, err
+		}
+		s.forwarding = s.forwarding || s.have.forwarding
+	}
+	m.generation = generation
+	return false, nil
+}
+
+// differs says in words what is wrong in the tables, "" if nothing.
+func (m *Manager) differs() string {
+	var problems []string
+	for _, s := range m.sides() {
+		if p := s.differs(); p != "" {
+			problems = append(problems, "table "+s.table.keyword+" "+TableName+" "+p)
+		}
+	}
+	return strings.Join(problems, "; ")
+}
+
+func (s *side) differs() string {
+	switch {
+	case !s.have.exists:
+		return "is missing"
+	case !s.have.whole:
+		return "was changed"
+	case s.have.forwarding != s.forwarding:
+		return "lacks its mark that forwarding was turned on"
+	}
+	for _, name := range setNames() {
+		have, want := s.have.elements[name], s.want.elements[name]
+		lacks, extra := want.missing(have), have.missing(want)
+		if len(lacks)+len(extra) > 0 {
+			return fmt.Sprintf("set %s lacks %v and has also %v", name, lacks, extra)
+		}
+	}
+	return ""
+}
+
+// writeLocked changes both tables in one transaction, if they differ. When
+// current, only what was touched can differ.
+func (m *Manager) writeLocked(current bool) (wrote bool, err error) {
+	for _, s := range m.sides() {
+		queued, err := m.kernel.change(s, current)
+		if err != nil {
+			return false, errors.Join(err, m.kernel.reset())
+		}
+		wrote = wrote || queued
+	}
+	if wrote {
+		before := m.generation
+		if err := m.kernel.flush(); err != nil {
+			m.generation = 0
+			return false, err
+		}
+		// More than one change means that somebody else was there as well.
+		if m.generation, err = m.kernel.generation(); err != nil || m.generation != before+1 {
+			m.generation = 0
+		}
+	}
+	for _, s := range m.sides() {
+		s.written(current)
+	}
+	return wrote, err
+}
+
+// written notes that the kernel has what is wanted.
+func (s *side) written(current bool) {
+	for _, name := range setNames() {
+		if !current || !s.have.whole {
+			if s.have.elements == nil {
+				s.have.elements = elements{}
+			}
+			s.have.elements[name] = maps.Clone(s.want.elements[name])
+			continue
+		}
+		for x := range s.want.touched[name] {
+			if _, ok := s.want.elements[name][x]; ok {
+				s.have.elements[name][x] = struct{}{}
+			} else {
+				delete(s.have.elements[name], x)
+			}
+		}
+	}
+	s.have.exists, s.have.whole, s.have.forwarding = true, true, s.forwarding
+	s.want.settled()
+}
+
+// xtablesLocked keeps the rules in iptables' chains. current says that nothing
+// has changed in nftables, iptables-nft's tables included.
+func (m *Manager) xtablesLocked(current bool) error {
+	if current {
+		legacy, err := m.legacyInUse()
+		if err != nil || !legacy {
+			return err
+		}
+	}
+	if err := m.xtables(keepRule); err != nil {
+		return fmt.Errorf("accept forwarded packets beside Docker's rules: %w", err)
+	}
+	return nil
+}
+
+func (m *Manager) teardownLocked() error {
+	var errs []error
+	if err := m.xtables(dropRule); err != nil {
+		errs = append(errs, fmt.Errorf("remove the rule from Docker's chains: %w", err))
+	}
+	for _, s := range m.sides() {
+		m.kernel.remove(s.table, s.have)
+	}
+	errs = append(errs, m.kernel.flush(), m.restoreForwarding())
+	for _, s := range m.sides() {
+		s.have, s.want = state{}, newRuleset(s.table.v6)
+	}
+	m.networks, m.generation = map[string]Network{}, 0
+	return errors.Join(errs...)
+}

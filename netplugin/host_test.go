@@ -1,0 +1,512 @@
+package netplugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/docker/go-plugins-helpers/ipam"
+	"github.com/docker/go-plugins-helpers/network"
+	"github.com/sirupsen/logrus"
+	"gotest.tools/v3/assert"
+
+	"github.com/berth-plugin/berth/netplugin/link"
+	"github.com/berth-plugin/berth/netplugin/options"
+	"github.com/berth-plugin/berth/shared/pluginapi"
+	"github.com/berth-plugin/berth/shared/state"
+)
+
+// errKilled is what a host panics with where a test wants the daemon to die.
+var errKilled = errors.New("killed")
+
+// errInjected is what a host fails with where a test wants it to.
+var errInjected = errors.New("injected")
+
+// A trouble is what goes wrong at a step of the host.
+type trouble string
+
+const (
+	failBefore trouble = "fails before it is done"
+	failAfter  trouble = "fails after it is done"
+	killBefore trouble = "killed before it is done"
+	killAfter  trouble = "killed after it is done"
+)
+
+// A testHost is a Mode and Links without a kernel. It insists on the order that
+// the contract gives, and it outlives the daemon.
+type testHost struct {
+	mu        sync.Mutex
+	networks  map[string]options.Network
+	endpoints map[string]options.Endpoint
+	moved     map[string]bool // endpoints whose link is in a container
+	stray     map[string]link.Link
+	routes    []link.Route
+	watch     chan link.Event
+	broken    error // what every Ensure answers
+	illegal   []string
+
+	steps int // counted down; at 0 there is trouble
+	then  trouble
+}
+
+func newTestHost() *testHost {
+	return &testHost{
+		networks:  make(map[string]options.Network),
+		endpoints: make(map[string]options.Endpoint),
+		moved:     make(map[string]bool),
+		stray:     make(map[string]link.Link),
+		watch:     make(chan link.Event),
+	}
+}
+
+// at lets trouble come at the nth step from now, from 1.
+func (h *testHost) at(n int, then trouble) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.steps, h.then = n, then
+}
+
+func (h *testHost) step(do func() error) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	then := trouble("")
+	if h.steps > 0 {
+		if h.steps--; h.steps == 0 {
+			then = h.then
+		}
+	}
+	switch then {
+	case failBefore:
+		return errInjected
+	case killBefore:
+		panic(errKilled)
+	}
+	err := do()
+	switch then {
+	case failAfter:
+		return errInjected
+	case killAfter:
+		panic(errKilled)
+	}
+	return err
+}
+
+func (h *testHost) wrong(format string, args ...any) error {
+	text := fmt.Sprintf(format, args...)
+	h.illegal = append(h.illegal, text)
+	return errors.New(text)
+}
+
+func (h *testHost) Restore(_ context.Context, networks []options.Network) error {
+	for _, n := range networks {
+		if n.Bridge == "" {
+			return h.wrong("restore a network without bridge")
+		}
+	}
+	return nil
+}
+
+func (h *testHost) EnsureNetwork(ctx context.Context, n options.Network) error {
+	return h.step(func() error {
+		if err := errors.Join(ctx.Err(), h.broken); err != nil {
+			return err
+		}
+		if n.Bridge == "" || n.ID == "" {
+			return h.wrong("network without a name: %+v", n)
+		}
+		for id, other := range h.networks {
+			if id != n.ID && other.Bridge == n.Bridge {
+				return h.wrong("bridge %s is %s's and %s's", n.Bridge, id, n.ID)
+			}
+		}
+		h.networks[n.ID] = n
+		return nil
+	})
+}
+
+func (h *testHost) RemoveNetwork(ctx context.Context, n options.Network) error {
+	return h.step(func() error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		for id, ep := range h.endpoints {
+			if ep.NetworkID == n.ID {
+				return h.wrong("network %s removed before its endpoint %s", n.ID, id)
+			}
+		}
+		delete(h.networks, n.ID)
+		return nil
+	})
+}
+
+func (h *testHost) EnsureEndpoint(ctx context.Context, n options.Network, ep options.Endpoint) error {
+	return h.step(func() error {
+		if err := errors.Join(ctx.Err(), h.broken); err != nil {
+			return err
+		}
+		if _, ok := h.networks[n.ID]; !ok {
+			return h.wrong("endpoint %s made before its network %s", ep.ID, n.ID)
+		}
+		if ep.NetworkID != n.ID || len(ep.MAC) != 6 || ep.HostLink == "" || ep.ContainerLink == "" || len(ep.HostLink) > 15 || len(ep.ContainerLink) > 15 {
+			return h.wrong("endpoint is not complete: %+v", ep)
+		}
+		for id, other := range h.endpoints {
+			if id == ep.ID || other.NetworkID != ep.NetworkID {
+				continue
+			}
+			for _, addr := range addresses(ep) {
+				if hasAddress(other, addr) {
+					return h.wrong("endpoints %s and %s have address %s", id, ep.ID, addr)
+				}
+			}
+			if other.HostLink == ep.HostLink {
+				return h.wrong("endpoints %s and %s have link %s", id, ep.ID, ep.HostLink)
+			}
+		}
+		h.endpoints[ep.ID] = ep
+		return nil
+	})
+}
+
+func (h *testHost) RemoveEndpoint(ctx context.Context, _ options.Network, ep options.Endpoint) error {
+	return h.step(func() error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		delete(h.endpoints, ep.ID)
+		delete(h.moved, ep.ID)
+		return nil
+	})
+}
+
+func (h *testHost) Owned() ([]link.Link, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	links := slices.Collect(maps.Values(h.stray))
+	for id, n := range h.networks {
+		links = append(links, link.Link{Name: n.Bridge, Kind: "bridge", Owner: link.OfNetwork(id)})
+	}
+	for id, ep := range h.endpoints {
+		l := link.Link{Name: ep.HostLink, Kind: "veth", Owner: link.OfEndpoint(id), Peer: 7}
+		if h.moved[id] {
+			l.Peer = 0
+		}
+		links = append(links, l)
+	}
+	return links, nil
+}
+
+func (h *testHost) Routes() ([]link.Route, error) { return h.routes, nil }
+
+func (h *testHost) Delete(name string, owner link.Owner) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if l, ok := h.stray[name]; ok && l.Owner == owner {
+		delete(h.stray, name)
+		return nil
+	}
+	return h.wrong("link %s of %s deleted", name, owner)
+}
+
+func (h *testHost) Watch(ctx context.Context, fn func(link.Event)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case e := <-h.watch:
+			fn(e)
+		}
+	}
+}
+
+// reboot takes away all links.
+func (h *testHost) reboot() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	clear(h.networks)
+	clear(h.endpoints)
+	clear(h.moved)
+}
+
+// A testEnv is a daemon on a host, with its state in a directory of the test.
+type testEnv struct {
+	t    testing.TB
+	host *testHost
+	// mode and links are the host's, or the kernel's.
+	mode  Mode
+	links Links
+	// move puts a link into a container, as dockerd does after Join.
+	move func(c *container, src string) error
+	path string
+	t0   time.Time
+	db   *state.DB
+	d    *Driver
+	net  pluginapi.NetworkDriver
+	ipam pluginapi.IPAMDriver
+	seed byte
+}
+
+func newEnv(t testing.TB) *testEnv {
+	t.Helper()
+	host := newTestHost()
+	e := newEnvOn(t, host, host)
+	e.host = host
+	e.move = func(c *container, src string) error {
+		host.mu.Lock()
+		defer host.mu.Unlock()
+		if ep, ok := host.endpoints[c.endpoint]; !ok || ep.ContainerLink != src {
+			return fmt.Errorf("there is no link %s to move", src)
+		}
+		host.moved[c.endpoint] = true
+		return nil
+	}
+	t.Cleanup(func() { assert.Check(t, len(host.illegal) == 0, "%v", host.illegal) })
+	return e
+}
+
+// newEnvOn starts a daemon for the first time.
+func newEnvOn(t testing.TB, mode Mode, links Links) *testEnv {
+	t.Helper()
+	e := &testEnv{t: t, mode: mode, links: links, path: filepath.Join(t.TempDir(), "net.db"), t0: time.Unix(1_700_000_000, 0)}
+	e.start()
+	t.Cleanup(func() { assert.Check(t, e.db.Close()) })
+	return e
+}
+
+func (e *testEnv) now() time.Time { return e.t0 }
+
+// start opens the state and recovers.
+func (e *testEnv) start() {
+	e.t.Helper()
+	var err error
+	e.db, err = OpenState(e.path)
+	assert.NilError(e.t, err)
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	e.seed++
+	e.d, err = New(Config{
+		State: e.db, Log: logrus.NewEntry(log), Links: e.links, Bridge: e.mode,
+		Now: e.now, Random: rand.NewChaCha8([32]byte{e.seed}),
+	})
+	assert.NilError(e.t, err)
+	e.net, e.ipam = e.d.Network(), e.d.IPAM()
+	assert.NilError(e.t, e.d.Recover(e.t.Context()))
+}
+
+// restart ends the daemon, however it is, and starts another one.
+func (e *testEnv) restart() {
+	e.t.Helper()
+	assert.NilError(e.t, e.db.Close())
+	e.start()
+}
+
+// killed runs fn and reports whether the host killed the daemon in it.
+func killed(fn func()) (dead bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			if p != any(errKilled) {
+				panic(p)
+			}
+			dead = true
+		}
+	}()
+	fn()
+	return false
+}
+
+// id makes a network or endpoint ID of dockerd's form of a short name.
+func id(name string) string {
+	s := fmt.Sprintf("%x", name)
+	for len(s) < 64 {
+		s += "0"
+	}
+	return s[:64]
+}
+
+// A dockerNet is a network as dockerd remembers it.
+type dockerNet struct {
+	id, poolID, pool, gateway string
+}
+
+// createNetwork does what dockerd does for `docker network create`, with its way
+// back after an error.
+func (e *testEnv) createNetwork(name, subnet string, opts map[string]any) (*dockerNet, error) {
+	ctx := e.t.Context()
+	pool, err := e.ipam.RequestPool(ctx, &ipam.RequestPoolRequest{AddressSpace: localSpace, Pool: subnet})
+	if err != nil {
+		return nil, err
+	}
+	n := &dockerNet{id: id(name), poolID: pool.PoolID, pool: pool.Pool}
+	gw, err := e.ipam.RequestAddress(ctx, &ipam.RequestAddressRequest{
+		PoolID: n.poolID, Options: map[string]string{optRequestType: requestGateway},
+	})
+	if err != nil {
+		return nil, errors.Join(err, e.ipam.ReleasePool(ctx, &ipam.ReleasePoolRequest{PoolID: n.poolID}))
+	}
+	n.gateway = gw.Address
+	if err := e.net.CreateNetwork(ctx, n.request(opts)); err != nil {
+		return nil, errors.Join(err, e.releaseNetwork(n))
+	}
+	return n, nil
+}
+
+func (n *dockerNet) request(opts map[string]any) *network.CreateNetworkRequest {
+	if opts == nil {
+		opts = map[string]any{}
+	}
+	return &network.CreateNetworkRequest{
+		NetworkID: n.id,
+		Options:   map[string]any{"com.docker.network.generic": opts, "com.docker.network.enable_ipv6": false},
+		IPv4Data:  []*network.IPAMData{{AddressSpace: localSpace, Pool: n.pool, Gateway: n.gateway}},
+	}
+}
+
+func (e *testEnv) releaseNetwork(n *dockerNet) error {
+	gw := netip.MustParsePrefix(n.gateway).Addr().String()
+	return errors.Join(
+		e.ipam.ReleaseAddress(e.t.Context(), &ipam.ReleaseAddressRequest{PoolID: n.poolID, Address: gw}),
+		e.ipam.ReleasePool(e.t.Context(), &ipam.ReleasePoolRequest{PoolID: n.poolID}),
+	)
+}
+
+// removeNetwork does what dockerd does for `docker network rm`.
+func (e *testEnv) removeNetwork(n *dockerNet) error {
+	return errors.Join(
+		e.releaseNetwork(n),
+		e.net.DeleteNetwork(e.t.Context(), &network.DeleteNetworkRequest{NetworkID: n.id}),
+	)
+}
+
+// A container is one as dockerd remembers it.
+type container struct {
+	net      *dockerNet
+	endpoint string
+	addr     string // with prefix length
+	mac      string
+}
+
+// run does what dockerd does for `docker run`, with its way back after an error.
+func (e *testEnv) run(n *dockerNet, name, ip string) (*container, error) {
+	ctx := e.t.Context()
+	got, err := e.ipam.RequestAddress(ctx, &ipam.RequestAddressRequest{PoolID: n.poolID, Address: ip})
+	if err != nil {
+		return nil, err
+	}
+	c := &container{net: n, endpoint: id(name), addr: got.Address}
+	resp, err := e.net.CreateEndpoint(ctx, c.request())
+	if err != nil {
+		return nil, errors.Join(err, e.release(c))
+	}
+	c.mac = resp.Interface.MacAddress
+	joined, err := e.net.Join(ctx, &network.JoinRequest{NetworkID: n.id, EndpointID: c.endpoint, SandboxKey: "/run/docker/netns/x"})
+	if err != nil {
+		return nil, errors.Join(err, e.stop(c))
+	}
+	if err := e.move(c, joined.InterfaceName.SrcName); err != nil {
+		return nil, errors.Join(err, e.stop(c))
+	}
+	return c, nil
+}
+
+func (c *container) request() *network.CreateEndpointRequest {
+	return &network.CreateEndpointRequest{
+		NetworkID: c.net.id, EndpointID: c.endpoint,
+		Interface: &network.EndpointInterface{Address: c.addr},
+		Options:   map[string]any{},
+	}
+}
+
+func (e *testEnv) release(c *container) error {
+	addr := netip.MustParsePrefix(c.addr).Addr().String()
+	return e.ipam.ReleaseAddress(e.t.Context(), &ipam.ReleaseAddressRequest{PoolID: c.net.poolID, Address: addr})
+}
+
+// stop does what dockerd does when a container ends.
+func (e *testEnv) stop(c *container) error {
+	ctx := e.t.Context()
+	return errors.Join(
+		e.net.RevokeExternalConnectivity(ctx, &network.RevokeExternalConnectivityRequest{NetworkID: c.net.id, EndpointID: c.endpoint}),
+		e.net.Leave(ctx, &network.LeaveRequest{NetworkID: c.net.id, EndpointID: c.endpoint}),
+		e.net.DeleteEndpoint(ctx, &network.DeleteEndpointRequest{NetworkID: c.net.id, EndpointID: c.endpoint}),
+		e.release(c),
+	)
+}
+
+// problems compares the records with the host and with each other.
+func (e *testEnv) problems() []string {
+	var out []string
+	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	e.host.mu.Lock()
+	defer e.host.mu.Unlock()
+	s := e.d.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, n := range s.networks {
+		if n.rec.Phase != phaseReady {
+			add("network %s is %s", short(id), n.rec.Phase)
+		}
+		if _, ok := e.host.networks[id]; !ok {
+			add("network %s is not on the host", short(id))
+		}
+		for epID, ep := range n.endpoints {
+			if ep.Phase != phaseReady {
+				add("endpoint %s is %s", short(epID), ep.Phase)
+			}
+			for _, pool := range s.alloc.PoolsOf(id) {
+				for _, addr := range addresses(ep.Spec) {
+					if l, ok := s.alloc.Lease(pool.ID, addr); !ok || l.Endpoint != epID {
+						add("endpoint %s has no lease of %s: %+v", short(epID), addr, l)
+					}
+				}
+			}
+		}
+	}
+	for id := range e.host.networks {
+		if _, ok := s.networks[id]; !ok {
+			add("network %s on the host has no record", short(id))
+		}
+	}
+	for id, ep := range e.host.endpoints {
+		n, ok := s.networks[ep.NetworkID]
+		if !ok {
+			add("endpoint %s on the host has no network", short(id))
+		} else if _, ok := n.endpoints[id]; !ok {
+			add("endpoint %s on the host has no record", short(id))
+		}
+	}
+	return append(out, e.host.illegal...)
+}
+
+// healthy fails the test when something does not agree, now or after a restart.
+func (e *testEnv) healthy() {
+	e.t.Helper()
+	assert.DeepEqual(e.t, e.problems(), []string(nil))
+	e.restart()
+	assert.DeepEqual(e.t, e.problems(), []string(nil))
+}
+
+// empty fails the test when any record is left.
+func (e *testEnv) empty() {
+	e.t.Helper()
+	e.healthy()
+	assert.Equal(e.t, len(e.d.store.networks), 0)
+	assert.Equal(e.t, len(e.host.networks)+len(e.host.endpoints), 0)
+	count := 0
+	assert.NilError(e.t, e.db.View(func(tx *state.Tx) error {
+		return errors.Join(
+			e.d.store.b.pools.Each(tx, func(string, poolRecord) error { count++; return nil }),
+			e.d.store.b.leases.Each(tx, func(string, leaseRecord) error { count++; return nil }),
+			e.d.store.b.endpoints.Each(tx, func(string, endpointRecord) error { count++; return nil }),
+		)
+	}))
+	assert.Equal(e.t, count, 0, "records are left")
+}

@@ -1,0 +1,104 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-plugin/berth/shared/fault"
+)
+
+// SetAddrs gives a link of Berth exactly these addresses, each with its prefix
+// length. Link-local IPv6 addresses are the kernel's and stay unless wanted.
+// Addresses of a link that is not Berth's are never touched: fault.Conflict.
+func (h *Handle) SetAddrs(name string, want []netip.Prefix) error {
+	l, ok, err := h.Get(name)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fault.NotFound("link %q does not exist", name)
+	}
+	if !l.Owner.Ours {
+		return fault.Conflict("addresses of link %q are not changed: it is not Berth's", name)
+	}
+	ref := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: l.Name, Index: l.Index}}
+	have, err := h.addrs(ref)
+	if err != nil {
+		return err
+	}
+	removed := false
+	for _, a := range have {
+		p := prefixOf(a)
+		if slices.Contains(want, p) || p.Addr().IsLinkLocalUnicast() && p.Addr().Is6() {
+			continue
+		}
+		err := do(func() error { return h.nl.AddrDel(ref, &a) })
+		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("remove address %s from link %q: %w", p, name, err)
+		}
+		removed = true
+	}
+	if removed {
+		// With a primary address go all secondary ones of its subnet.
+		if have, err = h.addrs(ref); err != nil {
+			return err
+		}
+	}
+	for _, p := range want {
+		if slices.ContainsFunc(have, func(a netlink.Addr) bool { return prefixOf(a) == p }) {
+			continue
+		}
+		addr := &netlink.Addr{IPNet: ipNet(p)}
+		if p.Addr().Is6() {
+			// The address is ours to give; looking for a duplicate would delay it by
+			// a second, and for ever while the bridge has no port.
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		err := do(func() error { return h.nl.AddrAdd(ref, addr) })
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("give address %s to link %q: %w", p, name, err)
+		}
+	}
+	return nil
+}
+
+// Addrs returns the addresses of a link, without link-local IPv6 ones.
+func (h *Handle) Addrs(name string) ([]netip.Prefix, error) {
+	l, ok, err := h.Get(name)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, fault.NotFound("link %q does not exist", name)
+	}
+	list, err := h.addrs(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: l.Index}})
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Prefix
+	for _, a := range list {
+		if p := prefixOf(a); p.Addr().Is4() || !p.Addr().IsLinkLocalUnicast() {
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+func (h *Handle) addrs(l netlink.Link) ([]netlink.Addr, error) {
+	list, err := dump(func() ([]netlink.Addr, error) { return h.nl.AddrList(l, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of link %q: %w", l.Attrs().Name, err)
+	}
+	return list, nil
+}
+
+func prefixOf(a netlink.Addr) netip.Prefix {
+	addr, _ := netip.AddrFromSlice(a.IP)
+	bits, _ := a.Mask.Size()
+	return netip.PrefixFrom(addr.Unmap(), bits)
+}

@@ -1,0 +1,168 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-plugin/berth/shared/fault"
+)
+
+// A Link is what Berth wants to know about a link.
+type Link struct {
+	Name  string
+	Index int
+	// Kind is the kernel's word: "bridge", "veth", ...; "device" for hardware.
+	Kind string
+	// Master is the index of the bridge or bond the link is a port of, 0 for none.
+	Master int
+	// Peer is the index of the other end of a veth pair, 0 when that end is in
+	// another namespace.
+	Peer  int
+	MTU   int
+	MAC   net.HardwareAddr
+	Up    bool
+	Owner Owner
+}
+
+func fromNetlink(l netlink.Link) Link {
+	attrs := l.Attrs()
+	out := Link{
+		Name:   attrs.Name,
+		Index:  attrs.Index,
+		Kind:   l.Type(),
+		Master: attrs.MasterIndex,
+		MTU:    attrs.MTU,
+		MAC:    attrs.HardwareAddr,
+		Up:     attrs.RawFlags&unix.IFF_UP != 0,
+		Owner:  ownerOf(attrs.Alias, attrs.Group),
+	}
+	if attrs.NetNsID < 0 {
+		out.Peer = attrs.ParentIndex
+	}
+	return out
+}
+
+// Get returns the link of this name; ok is false when there is none.
+func (h *Handle) Get(name string) (l Link, ok bool, err error) {
+	found, err := retry(func() (netlink.Link, error) { return h.nl.LinkByName(name) })
+	return foundLink(found, err, name)
+}
+
+func (h *Handle) byIndex(index int) (l Link, ok bool, err error) {
+	found, err := retry(func() (netlink.Link, error) { return h.nl.LinkByIndex(index) })
+	return foundLink(found, err, fmt.Sprintf("#%d", index))
+}
+
+func foundLink(found netlink.Link, err error, what string) (Link, bool, error) {
+	if errors.As(err, new(netlink.LinkNotFoundError)) || errors.Is(err, unix.ENODEV) {
+		return Link{}, false, nil
+	}
+	if err != nil {
+		return Link{}, false, fmt.Errorf("read link %s: %w", what, err)
+	}
+	return fromNetlink(found), true, nil
+}
+
+// Delete removes the link if it is this owner's; its other end and addresses go
+// with it. A link that is not there is success; a link of anybody else is left
+// alone and named in a fault.Conflict.
+func (h *Handle) Delete(name string, owner Owner) error {
+	l, ok, err := h.Get(name)
+	if err != nil || !ok {
+		return err
+	}
+	if l.Owner != owner && !l.Owner.halfMade() {
+		return fault.Conflict("link %q is not removed: it belongs to %s, not to %s", name, l.Owner, owner)
+	}
+	return h.deleteIndex(l)
+}
+
+// deleteIndex removes exactly the link that was looked at, not one that got its
+// name meanwhile.
+func (h *Handle) deleteIndex(l Link) error {
+	req := h.request(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(l.Index)
+	req.AddData(msg)
+	err := h.execute(req)
+	if errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove link %q: %w", l.Name, err)
+	}
+	return nil
+}
+
+// Owned lists all links of Berth: bridges, host ends, and what is half made.
+func (h *Handle) Owned() ([]Link, error) {
+	var owned []Link
+	for _, kind := range []string{"bridge", "veth"} {
+		links, err := h.list(kind, 0)
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range links {
+			if l.Owner.Ours {
+				owned = append(owned, l)
+			}
+		}
+	}
+	return owned, nil
+}
+
+// Bridges lists all bridges, of whomever.
+func (h *Handle) Bridges() ([]Link, error) { return h.list("bridge", 0) }
+
+// Ports lists the ports of a bridge.
+func (h *Handle) Ports(bridge Link) ([]Link, error) { return h.list("", bridge.Index) }
+
+// List lists all links.
+func (h *Handle) List() ([]Link, error) { return h.list("", 0) }
+
+// list dumps links of one kind and one master, "" and 0 for any. The kernel
+// filters; it ignores filters that it does not know, so they are applied again.
+func (h *Handle) list(kind string, master int) ([]Link, error) {
+	links, err := dump(func() ([]Link, error) {
+		req := h.request(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+		if kind != "" {
+			info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+			info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(kind))
+			req.AddData(info)
+		}
+		if master != 0 {
+			req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(master))))
+		}
+		msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+		if err != nil {
+			return nil, err
+		}
+		var links []Link
+		for _, m := range msgs {
+			found, err := netlink.LinkDeserialize(nil, m)
+			if err != nil {
+				return nil, err
+			}
+			l := fromNetlink(found)
+			if (kind == "" || l.Kind == kind) && (master == 0 || l.Master == master) {
+				links = append(links, l)
+			}
+		}
+		return links, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	return links, nil
+}
+
+func (h *Handle) execute(req *nl.NetlinkRequest) error {
+	_, err := retry(func() ([][]byte, error) { return req.Execute(unix.NETLINK_ROUTE, 0) })
+	return err
+}

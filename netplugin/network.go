@@ -1,0 +1,153 @@
+package netplugin
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"reflect"
+
+	"github.com/docker/go-plugins-helpers/network"
+	"github.com/sirupsen/logrus"
+
+	"github.com/berth-plugin/berth/netplugin/ipam"
+	"github.com/berth-plugin/berth/netplugin/options"
+	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/shared/pluginapi"
+)
+
+// GwAllocCheck answers NetworkDriver.GwAllocCheck: a bridge always wants its
+// address. It is the first call of `docker network create`, so wrong options are
+// refused before any address is taken.
+func (d *Driver) GwAllocCheck(_ context.Context, req *pluginapi.GwAllocCheckRequest) (*pluginapi.GwAllocCheckResponse, error) {
+	if _, _, err := options.ParseNetworkOptions(req.Options); err != nil {
+		return nil, err
+	}
+	return &pluginapi.GwAllocCheckResponse{}, nil
+}
+
+// AllocateNetwork answers NetworkDriver.AllocateNetwork, which dockerd sends to
+// drivers of global scope only. The options it returns replace the user's.
+func (d *Driver) AllocateNetwork(_ context.Context, req *network.AllocateNetworkRequest) (*network.AllocateNetworkResponse, error) {
+	return &network.AllocateNetworkResponse{Options: req.Options}, nil
+}
+
+// FreeNetwork answers NetworkDriver.FreeNetwork.
+func (d *Driver) FreeNetwork(context.Context, *network.FreeNetworkRequest) error { return nil }
+
+// CreateNetwork answers NetworkDriver.CreateNetwork. The same network again is
+// success; another one with its ID is a conflict.
+func (d *Driver) CreateNetwork(ctx context.Context, req *network.CreateNetworkRequest) error {
+	spec, warnings, err := options.ParseNetwork(req.NetworkID, req.Options, req.IPv4Data, req.IPv6Data)
+	if err != nil {
+		return err
+	}
+	unlock, err := d.locks.Lock(ctx, spec.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+
+	if rec, ok := d.store.network(spec.ID); ok {
+		if rec.Phase == phaseReady {
+			return sameNetwork(rec, spec)
+		}
+		// An earlier request was cut short, and dockerd knows nothing of it.
+		if err := d.removeNetwork(ctx, rec); err != nil {
+			return during("undo an earlier try", err)
+		}
+	}
+	d.warn(warnings, logrus.Fields{"network": spec.ID})
+
+	rec, err := d.store.addNetwork(spec, d.poolsOf(spec, req))
+	if err != nil {
+		return err
+	}
+	err = d.bridge.EnsureNetwork(ctx, rec.Spec)
+	if err == nil {
+		err = d.store.setNetworkPhase(spec.ID, phaseReady)
+	}
+	if err == nil {
+		return nil
+	}
+	undo, cancel := undoContext(ctx)
+	defer cancel()
+	return errors.Join(err, during("undo", d.removeNetwork(undo, rec)))
+}
+
+// poolsOf returns Berth's pools that the network was given.
+func (d *Driver) poolsOf(spec options.Network, req *network.CreateNetworkRequest) []ipam.Pool {
+	ours := make(map[netip.Prefix]bool)
+	for _, list := range [][]*network.IPAMData{req.IPv4Data, req.IPv6Data} {
+		for _, data := range list {
+			// Parsed before; a subnet of another IPAM driver is not ours
+			// even when it looks the same.
+			if prefix, err := netip.ParsePrefix(data.Pool); err == nil && data.AddressSpace == localSpace {
+				ours[prefix.Masked()] = true
+			}
+		}
+	}
+	var pools []ipam.Pool
+	for _, subnet := range spec.Subnets {
+		if !ours[subnet.Pool] {
+			continue
+		}
+		if pool, ok := d.store.unboundPool(subnet.Pool); ok {
+			pools = append(pools, pool)
+		}
+	}
+	return pools
+}
+
+// sameNetwork compares a repeated request with what was recorded.
+func sameNetwork(rec networkRecord, spec options.Network) error {
+	if spec.Bridge == "" && !rec.NamedBridge {
+		spec.Bridge = rec.Spec.Bridge
+	}
+	if !reflect.DeepEqual(rec.Spec, spec) {
+		return fault.Conflict("network %s exists with other options or subnets", short(spec.ID))
+	}
+	return nil
+}
+
+// DeleteNetwork answers NetworkDriver.DeleteNetwork. dockerd ignores the error
+// and forgets the network; what could not be removed is tried again by Run.
+func (d *Driver) DeleteNetwork(ctx context.Context, req *network.DeleteNetworkRequest) error {
+	unlock, err := d.locks.Lock(ctx, req.NetworkID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	rec, ok := d.store.network(req.NetworkID)
+	if !ok {
+		return nil
+	}
+	return d.removeNetwork(ctx, rec)
+}
+
+// removeNetwork removes a network with what is left of its endpoints, and its
+// record. The caller has locked the network.
+func (d *Driver) removeNetwork(ctx context.Context, rec networkRecord) error {
+	complete := rec.Phase != phaseCreating
+	if rec.Phase == phaseReady {
+		if err := d.store.setNetworkPhase(rec.Spec.ID, phaseRemoving); err != nil {
+			return err
+		}
+	}
+	for _, ep := range d.store.endpoints(rec.Spec.ID) {
+		if err := d.removeEndpoint(ctx, rec.Spec, ep); err != nil {
+			return err
+		}
+	}
+	if err := d.removed(d.bridge.RemoveNetwork(ctx, rec.Spec)); err != nil {
+		return err
+	}
+	d.setBroken(rec.Spec.ID, false)
+	return d.store.dropNetwork(rec.Spec.ID, complete)
+}
+
+// DiscoverNew answers NetworkDriver.DiscoverNew: other nodes are of no interest
+// to networks of one host.
+func (d *Driver) DiscoverNew(context.Context, *network.DiscoveryNotification) error { return nil }
+
+// DiscoverDelete answers NetworkDriver.DiscoverDelete.
+func (d *Driver) DiscoverDelete(context.Context, *network.DiscoveryNotification) error { return nil }

@@ -1,0 +1,220 @@
+package options
+
+import (
+	"encoding/json"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/go-plugins-helpers/network"
+	"github.com/google/go-cmp/cmp"
+	"gotest.tools/v3/assert"
+)
+
+// compareNetip compares addresses as values.
+func compareNetip() cmp.Option {
+	return cmp.Options{
+		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+	}
+}
+
+func generic(opts map[string]any) map[string]any {
+	return map[string]any{keyGeneric: opts, keyEnableIPv6: false}
+}
+
+func pools(data ...*network.IPAMData) []*network.IPAMData { return data }
+
+func TestParseNetwork(t *testing.T) {
+	plain := Network{ID: "n", Mode: ModeBridge, Masquerade: true, ContainerPrefix: "eth"}
+	with := func(change func(*Network)) Network {
+		n := plain
+		change(&n)
+		return n
+	}
+	for _, tc := range []struct {
+		name     string
+		opts     map[string]any
+		v4, v6   []*network.IPAMData
+		want     Network
+		warnings int
+	}{
+		{name: "nothing at all", want: plain},
+		{name: "what Engine 28 sends", opts: map[string]any{
+			keyGeneric: map[string]any{}, keyEnableIPv4: true, keyEnableIPv6: true, keyInternal: true,
+		}, v4: pools(&network.IPAMData{AddressSpace: "berth-local", Pool: "10.2.0.0/24", Gateway: "10.2.0.1/24", AuxAddresses: map[string]any{"name": "10.2.0.9/24"}}),
+			v6: pools(&network.IPAMData{AddressSpace: "berth-local", Pool: "fd00:1::/64", Gateway: "fd00:1::1/64"}),
+			want: with(func(n *Network) {
+				n.Internal = true
+				n.Subnets = []Subnet{
+					{netip.MustParsePrefix("10.2.0.0/24"), netip.MustParseAddr("10.2.0.1")},
+					{netip.MustParsePrefix("fd00:1::/64"), netip.MustParseAddr("fd00:1::1")},
+				}
+			})},
+		{name: "null IPAM", v4: pools(&network.IPAMData{AddressSpace: "null", Pool: "0.0.0.0/0"}), v6: pools(&network.IPAMData{Pool: "::/0"}), want: plain},
+		{name: "pool without gateway, not masked", v4: pools(&network.IPAMData{Pool: "10.2.0.7/24"}), want: with(func(n *Network) {
+			n.Subnets = []Subnet{{Pool: netip.MustParsePrefix("10.2.0.0/24")}}
+		})},
+		{name: "short names", opts: generic(map[string]any{"mode": "bridge", "bridge": "br-lan", "mtu": "1400", "masquerade": "false", "ifprefix": "lan", "icc": "true"}),
+			want: with(func(n *Network) {
+				n.Bridge, n.MTU, n.Masquerade, n.ContainerPrefix = "br-lan", 1400, false, "lan"
+			})},
+		{name: "Docker's names", opts: generic(map[string]any{
+			"com.docker.network.bridge.name": "br-lan", "com.docker.network.driver.mtu": "1400",
+			"com.docker.network.bridge.enable_ip_masquerade": "false", "com.docker.network.container_iface_prefix": "lan",
+			"com.docker.network.bridge.enable_icc": "1", "com.docker.network.bridge.inhibit_ipv4": "0",
+			"com.docker.network.bridge.host_binding_ipv4": "0.0.0.0", "com.docker.network.bridge.gateway_mode_ipv4": "nat",
+			"com.docker.network.bridge.gateway_mode_ipv6": "", "com.docker.network.bridge.default_bridge": "false",
+			"com.docker.network.advertise_addr_nmsgs": "3", "com.docker.network.advertise_addr_ms": "500",
+		}), want: with(func(n *Network) {
+			n.Bridge, n.MTU, n.Masquerade, n.ContainerPrefix = "br-lan", 1400, false, "lan"
+		})},
+		{name: "both names, one value", opts: generic(map[string]any{"mtu": "1400", "com.docker.network.driver.mtu": "1400"}),
+			want: with(func(n *Network) { n.MTU = 1400 })},
+		{name: "flag without value", opts: generic(map[string]any{"masquerade": "", "icc": ""}), want: plain},
+		{name: "what Engine 40 may send", opts: map[string]any{
+			keyGeneric: map[string]any{"com.docker.network.bridge.shiny": "1"}, "com.docker.network.shiny": map[string]any{},
+		}, want: plain, warnings: 2},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, warnings, err := ParseNetwork("n", tc.opts, tc.v4, tc.v6)
+			assert.NilError(t, err)
+			assert.DeepEqual(t, got, tc.want, compareNetip())
+			assert.Equal(t, len(warnings), tc.warnings, "%v", warnings)
+		})
+	}
+}
+
+func TestWrongNetworkOptionsAreNamed(t *testing.T) {
+	for _, tc := range []struct {
+		key, value, want string
+	}{
+		{"mtu", "67", `option mtu="67": want a number from 68 to 65535`},
+		{"mtu", "65536", "want a number from 68 to 65535"},
+		{"mtu", "", "want a number"},
+		{"mtu", "1500x", "want a number"},
+		{"com.docker.network.driver.mtu", "x", `option com.docker.network.driver.mtu="x": want a number from 68 to 65535`},
+		{"masquerade", "maybe", `option masquerade="maybe": want true or false`},
+		{"bridge", "", `option bridge="": want 1 to 15 of`},
+		{"bridge", "a-name-of-16-byt", "want 1 to 15 of"},
+		{"bridge", "br/0", "want 1 to 15 of"},
+		{"bridge", "br%d", "want 1 to 15 of"},
+		{"bridge", "-br", "beginning with a letter or digit"},
+		{"bridge", "br 0", "want 1 to 15 of"},
+		{"bridge", "all", "the kernel uses this name itself"},
+		{"ifprefix", "thirteenbytes", "want 1 to 12 of"},
+		{"mode", "macvlan", "option mode=macvlan: not supported yet, want bridge"},
+		{"mode", "nat", `option mode="nat": want bridge`},
+		{"mode", "", "want bridge"},
+		{"parent", "eth0", `option parent="eth0": not supported yet, Berth makes bridge networks only`},
+		{"macvlan_mode", "bridge", "not supported yet"},
+		{"ipvlan_mode", "l2", "not supported yet"},
+		{"icc", "false", `option icc="false": not supported yet, want true`},
+		{"com.docker.network.bridge.enable_icc", "false", "not supported yet, want true"},
+		{"com.docker.network.bridge.enable_icc", "nonsense", "not supported yet, want true"},
+		{"com.docker.network.bridge.inhibit_ipv4", "true", "not supported yet, want false"},
+		{"com.docker.network.bridge.inhibit_ipv4", "", "not supported yet, want false"},
+		{"com.docker.network.bridge.gateway_mode_ipv4", "routed", "not supported yet, want nat"},
+		{"com.docker.network.bridge.gateway_mode_ipv6", "isolated", "not supported yet, want nat"},
+		{"com.docker.network.bridge.host_binding_ipv4", "127.0.0.1", "not supported yet, want 0.0.0.0"},
+		{"com.docker.network.bridge.default_bridge", "true", "not supported yet, want false"},
+		{"com.docker.network.bridge.trusted_host_interfaces", "eth1", "not supported yet, want no value"},
+		{"com.docker.network.host_ipv4", "192.0.2.1", "not supported yet, want no value"},
+		{"mut", "1500", `unknown option "mut": did you mean mtu or com.docker.network.driver.mtu?`},
+		{"Masquerade", "true", "did you mean masquerade?"},
+		{"enable_icc", "false", "did you mean com.docker.network.bridge.enable_icc?"},
+		{"masqerade", "true", "did you mean masquerade?"},
+		{"com.dcoker.network.driver.mtu", "1", "did you mean com.docker.network.driver.mtu"},
+		{"colour", "red", `unknown option "colour": Berth has bridge, icc, ifprefix, masquerade, mode and mtu`},
+		{strings.Repeat("é", 200), "", `unknown option "éé`},
+	} {
+		_, _, err := ParseNetwork("n", generic(map[string]any{tc.key: tc.value}), nil, nil)
+		assert.ErrorContains(t, err, tc.want)
+		assert.Assert(t, errdefs.IsInvalidArgument(err), "%v", err)
+		assert.Assert(t, len(err.Error()) < 300 && !strings.Contains(err.Error(), "\n"), "%q", err)
+	}
+}
+
+func TestWrongNetworksAreNamed(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		id     string
+		opts   map[string]any
+		v4, v6 []*network.IPAMData
+		want   string
+	}{
+		{name: "no ID", want: `NetworkID "": want 1 to 64 letters and digits`},
+		{name: "hostile ID", id: "a/b", want: `NetworkID "a/b"`},
+		{name: "long ID", id: strings.Repeat("a", 65), want: "want 1 to 64"},
+		{name: "two values", id: "n", opts: generic(map[string]any{"mtu": "1400", "com.docker.network.driver.mtu": "1500"}),
+			want: `options com.docker.network.driver.mtu="1500" and mtu="1400" are the same one`},
+		{name: "no string", id: "n", opts: generic(map[string]any{"mtu": 1400.0}), want: `option "mtu": want a string, got float64`},
+		{name: "no map", id: "n", opts: map[string]any{keyGeneric: "x"}, want: "want an object, got string"},
+		{name: "internal is no flag", id: "n", opts: map[string]any{keyInternal: 7.0}, want: "want true or false, got float64"},
+		{name: "no pool", id: "n", v4: pools(&network.IPAMData{}), want: `IPv4Data: subnet "": want an IPv4 prefix`},
+		{name: "other family", id: "n", v4: pools(&network.IPAMData{Pool: "fd00::/64"}), want: `subnet "fd00::/64": want an IPv4 prefix`},
+		{name: "other family too", id: "n", v6: pools(&network.IPAMData{Pool: "10.0.0.0/8"}), want: `subnet "10.0.0.0/8": want an IPv6 prefix`},
+		{name: "null entry", id: "n", v4: pools(nil), want: "IPv4Data has an empty entry"},
+		{name: "loopback", id: "n", v4: pools(&network.IPAMData{Pool: "127.0.0.0/8"}), want: "loopback"},
+		{name: "gateway elsewhere", id: "n", v4: pools(&network.IPAMData{Pool: "10.1.0.0/24", Gateway: "10.2.0.1/24"}), want: `gateway "10.2.0.1/24": want the address of a host in subnet 10.1.0.0/24`},
+		{name: "gateway is the network", id: "n", v4: pools(&network.IPAMData{Pool: "10.1.0.0/24", Gateway: "10.1.0.0"}), want: "want the address of a host"},
+		{name: "gateway is broadcast", id: "n", v4: pools(&network.IPAMData{Pool: "10.1.0.0/24", Gateway: "10.1.0.255/24"}), want: "want the address of a host"},
+		{name: "gateway is no address", id: "n", v4: pools(&network.IPAMData{Pool: "10.1.0.0/24", Gateway: "router"}), want: `gateway "router"`},
+		{name: "default gateway", id: "n", v4: pools(&network.IPAMData{Pool: "10.1.0.0/24", AuxAddresses: map[string]any{"DefaultGatewayIPv4": "10.1.0.9/24"}}), want: "aux address DefaultGatewayIPv4=\"10.1.0.9/24\": not supported yet"},
+		{name: "overlap", id: "n", v4: pools(&network.IPAMData{Pool: "10.1.0.0/24"}, &network.IPAMData{Pool: "10.1.0.0/16"}), want: "overlaps subnet 10.1.0.0/24 of the same network"},
+		{name: "small MTU with IPv6", id: "n", opts: generic(map[string]any{"mtu": "1279"}), v6: pools(&network.IPAMData{Pool: "fd00::/64"}), want: "from 1280 to 65535 on a network with IPv6"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, _, err := ParseNetwork(tc.id, tc.opts, tc.v4, tc.v6)
+			assert.ErrorContains(t, err, tc.want)
+			assert.Assert(t, errdefs.IsInvalidArgument(err), "%v", err)
+		})
+	}
+}
+
+func TestCheckPool(t *testing.T) {
+	warnings, err := CheckPool(map[string]string{"com.docker.network.x": ""})
+	assert.NilError(t, err)
+	assert.Equal(t, len(warnings), 1)
+	_, err = CheckPool(map[string]string{"exclude": "10.1.0.0/30"})
+	assert.Error(t, err, `unknown IPAM option "exclude": Berth has none`)
+}
+
+// What ParseNetwork accepts can be built, and survives being stored.
+func FuzzParseNetwork(f *testing.F) {
+	for _, s := range []string{
+		`{"NetworkID":"n","Options":{"com.docker.network.generic":{"mtu":"1400"},"com.docker.network.internal":true},"IPv4Data":[{"AddressSpace":"x","Pool":"10.2.0.0/24","Gateway":"10.2.0.1/24","AuxAddresses":{"a":"10.2.0.9/24"}}],"IPv6Data":[]}`,
+		`{"NetworkID":"n","Options":{"com.docker.network.generic":{"bridge":"br0","mode":"bridge","icc":"true","ifprefix":"e"}},"IPv6Data":[{"Pool":"fd00::/64","Gateway":"fd00::1/64"}]}`,
+		`{"NetworkID":"n","IPv4Data":[{"Pool":"0.0.0.0/0"},{"Pool":"10.0.0.0/31","Gateway":"10.0.0.0"},null]}`,
+		`{"NetworkID":"n","IPv6Data":[{"Pool":"::ffff:10.0.0.0/104"},{"Pool":"fe80::1%eth0/64"}]}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var req network.CreateNetworkRequest
+		if json.Unmarshal(body, &req) != nil {
+			return
+		}
+		n, _, err := ParseNetwork(req.NetworkID, req.Options, req.IPv4Data, req.IPv6Data)
+		if err != nil {
+			assert.Assert(t, errdefs.IsInvalidArgument(err), "%v", err)
+			assert.Assert(t, !strings.ContainsAny(err.Error(), "\n\x00"), "%q", err)
+			return
+		}
+		assert.Assert(t, n.Mode == ModeBridge && len(n.Bridge) <= maxLinkName && len(n.ContainerPrefix) > 0 && n.ID != "")
+		assert.Assert(t, n.MTU == 0 || n.MTU >= minMTU4 && n.MTU <= maxMTU)
+		for i, s := range n.Subnets {
+			assert.Equal(t, s.Pool, s.Pool.Masked())
+			assert.Assert(t, !s.Gateway.IsValid() || s.Pool.Contains(s.Gateway))
+			for _, other := range n.Subnets[:i] {
+				assert.Assert(t, !other.Pool.Overlaps(s.Pool))
+			}
+		}
+		stored, err := json.Marshal(n)
+		assert.NilError(t, err)
+		var again Network
+		assert.NilError(t, json.Unmarshal(stored, &again))
+		assert.DeepEqual(t, again, n, compareNetip())
+	})
+}

@@ -1,0 +1,171 @@
+package netplugin
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/berth-plugin/berth/netplugin/link"
+	"github.com/berth-plugin/berth/netplugin/options"
+)
+
+// Recover makes the host agree with the records, once, before the first request
+// is answered. What was half made is removed, since dockerd never got the answer;
+// what was half removed is removed; every other network is built again where it
+// is missing, as after a reboot. Endpoints whose link is gone stay: dockerd will
+// delete them, or Run does. Links of Berth that no record knows are removed.
+//
+// A network that cannot be built does not keep the others from working: it is
+// logged, and tried again by Run and before its next endpoint. The error says
+// that the host could not be looked at.
+func (d *Driver) Recover(ctx context.Context) error {
+	if err := d.removeOrphans(); err != nil {
+		return err
+	}
+	recs := d.store.allNetworks()
+	var ready []options.Network
+	for _, rec := range recs {
+		if rec.Phase == phaseReady {
+			ready = append(ready, rec.Spec)
+		}
+	}
+	if err := d.bridge.Restore(ctx, ready); err != nil {
+		d.log.WithError(err).Error("rules of all networks could not be set at once; they are set one by one")
+	}
+	for _, rec := range recs {
+		if err := d.settle(ctx, rec.Spec.ID, true); err != nil {
+			d.log.WithError(err).WithField("network", rec.Spec.ID).Error("network could not be recovered; it is tried again")
+		}
+		if err := ctx.Err(); err != nil {
+			return during("recover networks", err)
+		}
+	}
+	return nil
+}
+
+// removeOrphans removes links that carry Berth's mark and no record's ID: those of
+// a daemon that died after its record was removed, or of state that is gone.
+func (d *Driver) removeOrphans() error {
+	owned, err := d.links.Owned()
+	if err != nil {
+		return err
+	}
+	known := make(map[link.Owner]bool)
+	for _, net := range d.store.allNetworks() {
+		known[link.OfNetwork(net.Spec.ID)] = true
+		for _, ep := range d.store.endpoints(net.Spec.ID) {
+			known[link.OfEndpoint(ep.Spec.ID)] = true
+		}
+	}
+	for _, l := range owned {
+		if known[l.Owner] {
+			continue
+		}
+		log := d.log.WithFields(logrus.Fields{"link": l.Name, "owner": l.Owner.String()})
+		if err := d.links.Delete(l.Name, l.Owner); err != nil {
+			log.WithError(err).Error("link of no network could not be removed")
+			continue
+		}
+		log.Warn("link of no network removed")
+	}
+	return nil
+}
+
+// settle finishes what a request has left half done in a network, and repairs
+// the network if it is broken or all is set.
+func (d *Driver) settle(ctx context.Context, id string, all bool) error {
+	unlock, err := d.locks.Lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	net, ok := d.store.network(id)
+	if !ok {
+		return nil
+	}
+	if net.Phase != phaseReady {
+		return during("finish removal", d.removeNetwork(ctx, net))
+	}
+	var errs []error
+	for _, ep := range d.store.endpoints(id) {
+		if ep.Phase != phaseReady {
+			errs = append(errs, during("finish removal of endpoint "+short(ep.Spec.ID), d.removeEndpoint(ctx, net.Spec, ep)))
+		}
+	}
+	if all || d.isBroken(id) {
+		errs = append(errs, d.repairNetwork(ctx, net.Spec))
+	}
+	return errors.Join(errs...)
+}
+
+// tickTime is how often Run looks for work that was left over.
+const tickTime = time.Minute
+
+// Run keeps networks in order until ctx ends: a bridge that somebody removed is
+// made again, failed removals are tried again, endpoints of containers that are
+// gone are removed. It returns when all its work has ended.
+func (d *Driver) Run(ctx context.Context) {
+	removed := make(chan string, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() { d.watchBridges(ctx, removed) })
+	defer wg.Wait()
+	ticker := time.NewTicker(tickTime)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			d.tick(ctx)
+		case id := <-removed:
+			if err := d.settle(ctx, id, true); err != nil {
+				d.log.WithError(err).WithField("network", id).Error("bridge was removed by somebody and could not be made again")
+				continue
+			}
+			d.log.WithField("network", id).Warn("bridge was removed by somebody; made again")
+		}
+	}
+}
+
+// watchBridges sends the IDs of networks whose bridge has vanished.
+func (d *Driver) watchBridges(ctx context.Context, removed chan<- string) {
+	err := d.links.Watch(ctx, func(e link.Event) {
+		if !e.Removed || e.Link.Kind != "bridge" {
+			return
+		}
+		for _, rec := range d.store.allNetworks() {
+			// Berth's own removals have moved the record on before.
+			if rec.Phase != phaseReady || rec.Spec.Bridge != e.Link.Name {
+				continue
+			}
+			select {
+			case removed <- rec.Spec.ID:
+			case <-ctx.Done():
+			}
+		}
+	})
+	if err != nil && ctx.Err() == nil {
+		d.log.WithError(err).Error("links are not watched: a bridge that is removed by hand is missed until berthd starts again")
+	}
+}
+
+// tick does what is due.
+func (d *Driver) tick(ctx context.Context) {
+	links, err := d.endpointLinks()
+	if err != nil {
+		d.log.WithError(err).Error("links could not be listed")
+		return
+	}
+	for _, rec := range d.store.allNetworks() {
+		err := errors.Join(
+			d.settle(ctx, rec.Spec.ID, false),
+			d.collect(ctx, rec.Spec.ID, links),
+		)
+		if err != nil && ctx.Err() == nil {
+			d.log.WithError(err).WithField("network", rec.Spec.ID).Error("network is not in order; it is tried again")
+		}
+	}
+}

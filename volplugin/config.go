@@ -1,0 +1,96 @@
+package volplugin
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/shared/state"
+)
+
+const (
+	// requestTime bounds a request. pluginapi gives up after 25 s and dockerd
+	// after 30 s or more, so that the words reach the user.
+	requestTime = 20 * time.Second
+	// lookTime bounds Get's and List's look at the root.
+	lookTime = 2 * time.Second
+	// recoverTime bounds the part of recovery that needs the storage; what is not
+	// done by then is done in the background.
+	recoverTime = 5 * time.Second
+	// scanTime bounds a whole reading of the root. It is less than tendEvery, so
+	// that a reading never spans two rounds.
+	scanTime = 50 * time.Second
+	// stuckMost is how many operations may be inside the file system at once.
+	// Each that hangs holds a thread, and a Go program has 10,000.
+	stuckMost = 64
+)
+
+// A Config says where volumes are kept and how they are handed out.
+type Config struct {
+	// Root is the absolute path of the volume root, an existing directory.
+	Root string
+	// MountBase is the directory below which volumes are mounted for dockerd, the
+	// plugin's propagatedMount. "" hands out the data directories themselves.
+	MountBase string
+	// DB keeps this host's cache and counts. The caller closes it after Run.
+	DB *state.DB
+	// HostID names this host in records, unlike all others on the root. "" makes
+	// one and keeps it in DB.
+	HostID string
+	// BootID changes with each boot of the host; nil reads the kernel's.
+	BootID func() (string, error)
+	// Scope is what Capabilities reports, "local" (also for "") or "global".
+	Scope string
+	Log   *logrus.Entry
+	// Now is the clock for what is recorded; nil is time.Now.
+	Now func() time.Time
+
+	// The rest is for tests of this package.
+
+	// step is volume.Location's.
+	step func(step, volume string) error
+	// request and look replace requestTime and lookTime unless 0.
+	request, look time.Duration
+}
+
+func (c *Config) complete() error {
+	if !filepath.IsAbs(c.Root) {
+		return fault.Invalid("volume root %q: want an absolute path", c.Root)
+	}
+	c.Root = filepath.Clean(c.Root)
+	if c.DB == nil {
+		return fault.Invalid("volumes need a state file")
+	}
+	switch c.Scope {
+	case "":
+		c.Scope = "local"
+	case "local", "global":
+	default:
+		return fault.Invalid("volume scope %q: want local or global", c.Scope)
+	}
+	if c.Log == nil {
+		c.Log = logrus.NewEntry(logrus.StandardLogger())
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.BootID == nil {
+		c.BootID = kernelBootID
+	}
+	if c.request == 0 {
+		c.request = requestTime
+	}
+	if c.look == 0 {
+		c.look = lookTime
+	}
+	return nil
+}
+
+func kernelBootID() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(id)), err
+}
