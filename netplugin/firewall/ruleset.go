@@ -156,8 +156,8 @@ func (r *ruleset) removeSubnet(s netip.Prefix) {
 
 // hidden says that another subnet contains s.
 func (r *ruleset) hidden(s netip.Prefix) bool {
-	for other := range r.subnets {
-		if contains(other, s) {
+	for bits := range s.Bits() {
+		if r.subnets[netip.PrefixFrom(s.Addr(), bits).Masked()] > 0 {
 			return true
 		}
 	}
