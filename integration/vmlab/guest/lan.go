@@ -1,0 +1,298 @@
+// Package guest furnishes a VM for scenarios: a LAN, nodes on it, an NFS server
+// and engines. It is for the guest's side of package vmlab only: what it makes
+// is never taken down, since the VM is thrown away after each test.
+package guest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// LAN is one Ethernet segment, a bridge in a network namespace of its own, and
+// the IPv4 network 10.77.0.0/24.
+type LAN struct {
+	netns string
+	nodes int
+}
+
+// NewLAN makes the segment.
+func NewLAN(t testing.TB) *LAN {
+	t.Helper()
+	lan := &LAN{netns: "lan"}
+	must(t, "ip", "netns", "add", lan.netns)
+	must(t, "ip", "-n", lan.netns, "link", "add", "br0", "type", "bridge")
+	must(t, "ip", "-n", lan.netns, "link", "set", "br0", "up")
+	return lan
+}
+
+// Node is a machine of the LAN: namespaces for network, mounts and host name, an
+// own /run, and own directories for what engines and Berth keep in /var/lib.
+// Its methods are for one goroutine at a time.
+type Node struct {
+	Name string
+	// Addr is the node's IPv4 address on the LAN's eth0.
+	Addr string
+	pid  int
+	dir  string     // of the VM, for logs and what the node keeps in /var/lib
+	t    testing.TB // whose steps are being done
+	vm   testing.TB // the test that made the node, which ends last
+}
+
+// NewNode connects a further machine to the LAN.
+func (l *LAN) NewNode(t testing.TB, name string) *Node {
+	t.Helper()
+	// The namespaces live as long as this process.
+	holder := exec.Command("sleep", "infinity")
+	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWUTS}
+	if err := holder.Start(); err != nil {
+		t.Fatalf("node %s: %v", name, err)
+	}
+	l.nodes++
+	n := &Node{
+		Name: name,
+		Addr: fmt.Sprintf("10.77.0.%d", l.nodes),
+		pid:  holder.Process.Pid,
+		dir:  filepath.Join("/nodes", name),
+		t:    t,
+		vm:   t,
+	}
+	n.Must("mount", "--make-rprivate", "/")
+	n.Must("mount", "-t", "sysfs", "sysfs", "/sys")
+	n.Must("mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup")
+	n.Must("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
+	n.Must("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/etc/docker")
+	for _, dir := range []string{"/var/lib/docker", "/var/lib/berth", "/srv"} {
+		own := filepath.Join(n.dir, dir)
+		n.Must("mkdir", "-p", own, dir)
+		n.Must("mount", "--bind", own, dir)
+	}
+	n.Must("mount", "--make-rshared", "/")
+	n.Must("hostname", name)
+
+	pid, port := strconv.Itoa(n.pid), "to-"+name
+	must(t, "ip", "-n", l.netns, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", pid)
+	must(t, "ip", "-n", l.netns, "link", "set", port, "master", "br0", "up")
+	n.Must("ip", "link", "set", "lo", "up")
+	n.Must("ip", "link", "set", "eth0", "up")
+	n.Must("ip", "address", "add", n.Addr+"/24", "dev", "eth0")
+	return n
+}
+
+// On is the same node for a subtest, which fails instead of the test that made the
+// node.
+func (n *Node) On(t testing.TB) *Node {
+	node := *n
+	node.t = t
+	return &node
+}
+
+// Path is where the VM's own processes find a file of the node.
+func (n *Node) Path(path string) string {
+	return filepath.Join("/proc", strconv.Itoa(n.pid), "root", path)
+}
+
+// ReadFile returns the text of a file of the node.
+func (n *Node) ReadFile(path string) string {
+	n.t.Helper()
+	data, err := os.ReadFile(n.Path(path))
+	if err != nil {
+		n.t.Fatalf("%s: %v", n.Name, err)
+	}
+	return string(data)
+}
+
+// WriteFile makes a file of the node, and the directories it lies in.
+func (n *Node) WriteFile(path, text string) {
+	n.t.Helper()
+	full := n.Path(path)
+	if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
+		n.t.Fatalf("%s: %v", n.Name, err)
+	}
+	if err := os.WriteFile(full, []byte(text), 0o644); err != nil {
+		n.t.Fatalf("%s: %v", n.Name, err)
+	}
+}
+
+// command is argv as a process of the node.
+func (n *Node) command(ctx context.Context, argv ...string) *exec.Cmd {
+	target := strconv.Itoa(n.pid)
+	return exec.CommandContext(ctx, "nsenter", append([]string{"--target", target, "--net", "--mount", "--uts", "--"}, argv...)...)
+}
+
+// Result is how a command of a node ended.
+type Result struct {
+	Out  string // standard output and standard error, without the last newline
+	Err  error  // nil for exit status 0
+	Took time.Duration
+}
+
+// commandLimit ends a command that hangs; none of a scenario takes that long.
+const commandLimit = 100 * time.Second
+
+// Try runs a command on the node.
+func (n *Node) Try(argv ...string) Result {
+	n.t.Helper()
+	return n.TryWithInput("", argv...)
+}
+
+// TryFor is Try with a limit of the caller's; a command that is stopped at the
+// limit has context.DeadlineExceeded in Err.
+func (n *Node) TryFor(limit time.Duration, argv ...string) Result {
+	n.t.Helper()
+	return n.try(limit, "", argv)
+}
+
+// TryWithInput is Try with a text on standard input.
+func (n *Node) TryWithInput(input string, argv ...string) Result {
+	n.t.Helper()
+	return n.try(commandLimit, input, argv)
+}
+
+func (n *Node) try(limit time.Duration, input string, argv []string) Result {
+	ctx, cancel := context.WithTimeout(n.t.Context(), limit)
+	defer cancel()
+	cmd := n.command(ctx, argv...)
+	cmd.WaitDelay = time.Second
+	cmd.Stdin = strings.NewReader(input)
+	began := time.Now()
+	out, err := cmd.CombinedOutput()
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	return Result{Out: strings.TrimRight(string(out), "\n"), Err: err, Took: time.Since(began)}
+}
+
+// Must runs a command on the node that has to succeed and returns its output.
+func (n *Node) Must(argv ...string) string {
+	n.t.Helper()
+	r := n.Try(argv...)
+	if r.Err != nil {
+		n.t.Fatalf("%s# %s: %v\n%s", n.Name, strings.Join(argv, " "), r.Err, r.Out)
+	}
+	return r.Out
+}
+
+// MustFail runs a command on the node that has to fail, in at most limit, and
+// whose output has to hold each of the words. It returns the output.
+func (n *Node) MustFail(limit time.Duration, words []string, argv ...string) string {
+	n.t.Helper()
+	r := n.Try(argv...)
+	line := n.Name + "# " + strings.Join(argv, " ")
+	if r.Err == nil {
+		n.t.Fatalf("%s: succeeded, but has to fail\n%s", line, r.Out)
+	}
+	if r.Took > limit {
+		n.t.Errorf("%s: failed after %.1f s, want within %s\n%s", line, r.Took.Seconds(), limit, r.Out)
+	}
+	for _, word := range words {
+		if !strings.Contains(r.Out, word) {
+			n.t.Errorf("%s: the message lacks %q:\n%s", line, word, r.Out)
+		}
+	}
+	return r.Out
+}
+
+// Daemon is a process that a node keeps running.
+type Daemon struct {
+	node *Node
+	name string
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the process has ended
+}
+
+// Start runs argv in the node's background with its output in a log, whose end is
+// shown when the test fails.
+func (n *Node) Start(name string, argv ...string) *Daemon {
+	n.t.Helper()
+	path := filepath.Join(n.dir, name+".log")
+	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	// The process lives until the VM ends, beyond the test's context.
+	d := &Daemon{node: n, name: name, cmd: n.command(context.Background(), argv...), done: make(chan struct{})}
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	if err := d.cmd.Start(); err != nil {
+		n.t.Fatalf("%s: start %s: %v", n.Name, name, err)
+	}
+	go func() {
+		_ = d.cmd.Wait() // how a daemon ends is in its log
+		_ = log.Close()
+		close(d.done)
+	}()
+	n.vm.Cleanup(func() {
+		if n.vm.Failed() {
+			n.vm.Logf("end of %s's %s log:\n%s", n.Name, name, logTail(path))
+		}
+	})
+	return d
+}
+
+// Signal sends a signal to the daemon.
+func (d *Daemon) Signal(sig os.Signal) {
+	d.node.t.Helper()
+	if err := d.cmd.Process.Signal(sig); err != nil {
+		d.node.t.Fatalf("%s: signal %s: %v", d.node.Name, d.name, err)
+	}
+}
+
+// Stop ends the daemon with SIGTERM and waits for it.
+func (d *Daemon) Stop() {
+	d.node.t.Helper()
+	d.Signal(unix.SIGTERM)
+	d.WaitEnd()
+}
+
+// WaitEnd waits for the daemon's end.
+func (d *Daemon) WaitEnd() {
+	d.node.t.Helper()
+	select {
+	case <-d.done:
+	case <-time.After(30 * time.Second):
+		d.node.t.Fatalf("%s: %s does not end within 30 s", d.node.Name, d.name)
+	}
+}
+
+// waitUp waits until ready says true, and fails when the daemon ends before.
+func (d *Daemon) waitUp(limit time.Duration, ready func() bool) {
+	d.node.t.Helper()
+	for end := time.Now().Add(limit); !ready(); {
+		select {
+		case <-d.done:
+			d.node.t.Fatalf("%s: %s ended at its start", d.node.Name, d.name)
+		case <-time.After(50 * time.Millisecond):
+		}
+		if time.Now().After(end) {
+			d.node.t.Fatalf("%s: %s is not ready within %s", d.node.Name, d.name, limit)
+		}
+	}
+}
+
+// logTail returns the last 40 lines of a file.
+func logTail(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	lines := bytes.Split(bytes.TrimSpace(data), []byte("\n"))
+	return string(bytes.Join(lines[max(0, len(lines)-40):], []byte("\n")))
+}
+
+// must runs a command of the VM itself.
+func must(t testing.TB, argv ...string) {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), argv[0], argv[1:]...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(argv, " "), err, out)
+	}
+}

@@ -1,0 +1,238 @@
+package vmlab
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"gotest.tools/v3/assert"
+
+	"github.com/berth-plugin/berth/integration/vmlab/guest"
+)
+
+const (
+	// root is where both nodes mount the export; Berth keeps its volumes there.
+	root = "/srv/volumes"
+	// quick is the limit for answers that must not wait for the storage. Each
+	// docker command takes about 2 s here, and Get waits 2 s for the storage; a
+	// call that waited for the storage would take longer than 20 s.
+	quick = 20 * time.Second
+	// patient is the limit for what says that the storage is away. Berth gives up
+	// after 20 s; the rest is for docker's own work.
+	patient = 40 * time.Second
+)
+
+// TestSeedStory tells how Berth's volumes began: two hosts mount one NFS export
+// and share the volumes on it. On node1 Berth runs beside the engine, on node2 as
+// a managed plugin.
+func TestSeedStory(t *testing.T) {
+	opts := Options{
+		Modules:  []string{"bridge", "nfsd", "nfsv4", "nf_tables", "overlay", "veth"},
+		Binaries: map[string]string{"berthd": "github.com/berth-plugin/berth/cmd/berthd"},
+		Files:    map[string]string{"plugin": "../../build/plugin/" + guest.VolumeDriver},
+		Timeout:  15 * time.Minute,
+	}
+	InGuest(t, opts, func(t *testing.T) {
+		s := furnish(t)
+		for _, chapter := range []struct {
+			name string
+			tell func(*seed, *testing.T)
+		}{
+			{"a volume made on node1 serves the same page on both", (*seed).samePage},
+			{"a container moves and finds its data", (*seed).move},
+			{"a volume removed on one node while the other uses it is in the trash", (*seed).removeInUse},
+			{"the server goes away", (*seed).serverAway},
+			{"the server comes back", (*seed).serverBack},
+			{"an unmounted root is never taken for an empty one", (*seed).unmounted},
+		} {
+			began := time.Now()
+			if !t.Run(chapter.name, func(t *testing.T) { chapter.tell(s.on(t), t) }) {
+				return // the next would stumble over what this one left
+			}
+			t.Logf("%.1f s: %s", time.Since(began).Seconds(), chapter.name)
+		}
+	})
+}
+
+// seed is what the story plays with.
+type seed struct {
+	server       *guest.NFSServer
+	node1, node2 *guest.Node
+	berthd       *guest.Daemon // on node1
+}
+
+func furnish(t *testing.T) *seed {
+	began := time.Now()
+	lan := guest.NewLAN(t)
+	s := &seed{node1: lan.NewNode(t, "node1"), node2: lan.NewNode(t, "node2")}
+	engine1, engine2 := s.node1.StartEngine(), s.node2.StartEngine()
+	s.server = lan.NewNFSServer(t, "nfs")
+	s.node1.MountExport(s.server, root)
+	s.startBerthd()
+	s.node1.AwaitEngine(engine1)
+	s.node2.AwaitEngine(engine2)
+	t.Logf("%.1f s: server, nodes and engines", time.Since(began).Seconds())
+	// The plugin starts before its root is mounted, as it may at boot.
+	s.node2.InstallBerthVolumes(filepath.Join(Dir, "plugin"), root)
+	s.node2.MountExport(s.server, root)
+	t.Logf("%.1f s: the managed plugin, too", time.Since(began).Seconds())
+	return s
+}
+
+// startBerthd starts Berth on node1.
+func (s *seed) startBerthd() {
+	s.berthd = s.node1.StartBerthVolumes(filepath.Join(Dir, "berthd"), root)
+}
+
+// on is the same seed for a subtest.
+func (s *seed) on(t *testing.T) *seed {
+	return &seed{
+		server: &guest.NFSServer{Node: s.server.On(t), Export: s.server.Export},
+		node1:  s.node1.On(t), node2: s.node2.On(t), berthd: s.berthd,
+	}
+}
+
+// onBoth does the same on both nodes at the same time.
+func (s *seed) onBoth(t *testing.T, do func(t *testing.T, n *guest.Node)) {
+	for _, n := range []*guest.Node{s.node1, s.node2} {
+		t.Run(n.Name, func(t *testing.T) {
+			t.Parallel()
+			do(t, n.On(t))
+		})
+	}
+}
+
+// shell runs a line of shell in a throw-away container with one volume at /data.
+func shell(n *guest.Node, volume, line string) string {
+	return n.Must("docker", "run", "--rm", "--network=none", "-v", volume+":/data", guest.Image, "sh", "-c", line)
+}
+
+// drivers maps the names that `docker volume ls` shows to their drivers.
+func drivers(t *testing.T, n *guest.Node) map[string]string {
+	t.Helper()
+	r := n.TryFor(quick, "docker", "volume", "ls", "--format", "{{.Name}}={{.Driver}}")
+	assert.NilError(t, r.Err, "%s# docker volume ls: %s", n.Name, r.Out)
+	found := map[string]string{}
+	for line := range strings.Lines(r.Out) {
+		name, driver, _ := strings.Cut(strings.TrimSpace(line), "=")
+		found[name] = strings.TrimSuffix(driver, ":latest")
+	}
+	return found
+}
+
+// eventually waits for what NFS clients may see late: they keep attributes for up
+// to a minute, 3 s at first.
+func eventually(t *testing.T, what string, true func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !true(); time.Sleep(200 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within a minute: %s", what)
+		}
+	}
+}
+
+func (s *seed) samePage(t *testing.T) {
+	const page = "seen from everywhere\n"
+	s.node1.Docker("volume create -d berth-vol site")
+	assert.DeepEqual(t, drivers(t, s.node2), map[string]string{"site": guest.VolumeDriver})
+	assert.Equal(t, s.node2.Docker("volume inspect --format {{.Name}} site"), "site")
+	shell(s.node1, "site", "echo 'seen from everywhere' >/data/index.html")
+
+	s.onBoth(t, func(t *testing.T, n *guest.Node) {
+		n.Docker("run -d --name web --network host -v site:/www " + guest.Image + " httpd -f -h /www")
+	})
+	assert.Equal(t, s.node1.Fetch(s.node2.Addr, 80, "index.html"), page)
+	assert.Equal(t, s.node2.Fetch(s.node1.Addr, 80, "index.html"), page)
+	assert.Equal(t, s.node1.Docker("exec web wget -q -O - http://"+s.node2.Addr+"/index.html")+"\n", page)
+
+	s.node2.Must("docker", "exec", "web", "sh", "-c", "echo 'changed on node2' >/www/index.html")
+	eventually(t, "node1 serves what node2 has written", func() bool {
+		return s.node2.Fetch(s.node1.Addr, 80, "index.html") == "changed on node2\n"
+	})
+	s.node1.Docker("rm -f web")
+}
+
+func (s *seed) move(t *testing.T) {
+	const app = "docker run --name app --network none -v notes:/data --volume-driver berth-vol " + guest.Image
+	s.node1.Must(append(strings.Fields(app), "sh", "-c", "echo kept >/data/notes")...)
+	s.node1.Docker("rm app")
+	assert.Equal(t, s.node2.Must(strings.Fields(app+" cat /data/notes")...), "kept")
+	s.node2.Docker("rm app")
+}
+
+// removeInUse: each engine knows only its own containers, so a removal on node1
+// succeeds although node2 serves from the volume. What is promised is that the
+// data is whole in the trash, that node2 goes on with it, and that it can be put
+// back.
+func (s *seed) removeInUse(t *testing.T) {
+	s.node2.DockerFails("volume rm site", quick, "volume is in use")
+	s.node1.Docker("volume rm site")
+	assert.DeepEqual(t, drivers(t, s.node1), map[string]string{"notes": guest.VolumeDriver})
+	assert.Equal(t, s.node1.Fetch(s.node2.Addr, 80, "index.html"), "changed on node2\n")
+	assert.Equal(t, s.node2.Must("docker", "exec", "web", "sh", "-c", "echo late >/www/late; cat /www/late"), "late")
+	s.node2.Docker("rm -f web")
+
+	kept := strings.Fields(s.node1.Must("find", root+"/.berth/trash", "-name", "index.html"))
+	assert.Equal(t, len(kept), 1, "%q", kept)
+	s.node1.Must("mv", filepath.Dir(kept[0]), root+"/site")
+	s.node1.Docker("volume create -d berth-vol site")
+	assert.Equal(t, shell(s.node2, "site", "cat /data/index.html /data/late"), "changed on node2\nlate")
+}
+
+// both is what the engines are to list after the first chapters.
+func both() map[string]string {
+	return map[string]string{"site": guest.VolumeDriver, "notes": guest.VolumeDriver}
+}
+
+func (s *seed) serverAway(t *testing.T) {
+	assert.DeepEqual(t, drivers(t, s.node1), both())
+	s.server.Cut()
+	// A service that starts now knows its volumes, too.
+	s.berthd.Signal(os.Kill)
+	s.berthd.WaitEnd()
+	s.startBerthd()
+	s.onBoth(t, func(t *testing.T, n *guest.Node) {
+		assert.DeepEqual(t, drivers(t, n), both())
+		r := n.TryFor(quick, "docker", "volume", "inspect", "--format", "{{.Name}}", "notes")
+		assert.NilError(t, r.Err, "%s", r.Out)
+		t.Run("run", func(t *testing.T) {
+			t.Parallel()
+			n.On(t).DockerFails("run --rm --network none -v notes:/data "+guest.Image+" true", patient, "notes", "volume root", "does not answer")
+		})
+		t.Run("create", func(t *testing.T) {
+			t.Parallel()
+			n.On(t).DockerFails("volume create -d berth-vol other", patient, "other", "volume root", "does not answer")
+		})
+		t.Run("a local volume", func(t *testing.T) {
+			t.Parallel()
+			n := n.On(t)
+			n.Docker("volume create plain")
+			assert.Equal(t, shell(n, "plain", "echo on >/data/f; cat /data/f"), "on")
+			n.Docker("volume rm plain")
+		})
+	})
+	s.onBoth(t, func(t *testing.T, n *guest.Node) { assert.DeepEqual(t, drivers(t, n), both()) })
+}
+
+func (s *seed) serverBack(t *testing.T) {
+	s.server.Join()
+	s.onBoth(t, func(t *testing.T, n *guest.Node) {
+		read := []string{"docker", "run", "--rm", "--network=none", "-v", "notes:/data", guest.Image, "cat", "/data/notes"}
+		eventually(t, "the volume can be used again", func() bool { return n.Try(read...).Out == "kept" })
+		assert.DeepEqual(t, drivers(t, n), both())
+	})
+}
+
+func (s *seed) unmounted(t *testing.T) {
+	s.onBoth(t, func(t *testing.T, n *guest.Node) {
+		n.Must("umount", root)
+		n.DockerFails("volume create -d berth-vol other", quick, "other", "volume root", "is its file system mounted?")
+		n.DockerFails("run --rm --network none -v notes:/data "+guest.Image+" true", quick, "notes", "volume root", "is its file system mounted?")
+		assert.DeepEqual(t, drivers(t, n), both())
+		assert.Equal(t, n.Must("find", root, "-mindepth", "1"), "", "the directory below the mount point was used")
+		n.MountExport(s.server, root)
+		assert.Equal(t, shell(n, "notes", "cat /data/notes"), "kept")
+	})
+}
