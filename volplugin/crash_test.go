@@ -113,6 +113,8 @@ type scene struct {
 	t     *testing.T
 	h     *host
 	order order
+	// keeps is set when the data may stay in place without a record.
+	keeps bool
 }
 
 func newScene(t *testing.T, o order) *scene {
@@ -142,6 +144,7 @@ func (s *scene) check(name, content string) (present bool) {
 	inTrash := slices.Contains(trash(t, root), name)
 	inPlace := exists(filepath.Join(root, name))
 	kept := inPlace && !present
+	assert.Assert(t, !kept || s.keeps, "the data of a removed volume is still in its place")
 	if content != "" {
 		places := 0
 		for _, is := range []bool{present, inTrash, kept} {
@@ -192,6 +195,7 @@ func everyStep(t *testing.T, o order, before func(*scene), after func(s *scene, 
 func TestKilledAtAnyStepOfCreate(t *testing.T) {
 	for _, adopt := range []bool{false, true} {
 		steps := everyStep(t, order{Request: "create", Name: "web", Options: map[string]string{"mode": "0750"}}, func(s *scene) {
+			s.keeps = adopt
 			if adopt {
 				assert.NilError(t, os.Mkdir(filepath.Join(s.h.cfg.Root, "web"), 0o700))
 				write(t, filepath.Join(s.h.cfg.Root, "web", "page"), "rows")
@@ -219,6 +223,7 @@ func TestKilledAtAnyStepOfRemove(t *testing.T) {
 	for _, policy := range []string{"trash", "keep", "purge"} {
 		t.Run(policy, func(t *testing.T) {
 			steps := everyStep(t, order{Request: "remove", Name: "web"}, func(s *scene) {
+				s.keeps = policy == "keep"
 				assert.NilError(t, s.h.create("web", "on-remove="+policy))
 				write(t, filepath.Join(s.h.cfg.Root, "web", "page"), "rows")
 			}, func(s *scene, killed bool) {
