@@ -7,14 +7,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/go-plugins-helpers/ipam"
 	"github.com/docker/go-plugins-helpers/network"
 	"gotest.tools/v3/assert"
 
-	berthipam "github.com/berth-plugin/berth/netplugin/ipam"
 	"github.com/berth-plugin/berth/netplugin/link"
 	"github.com/berth-plugin/berth/shared/pluginapi"
 )
@@ -38,6 +36,9 @@ func TestLifeOfAContainer(t *testing.T) {
 	n := mustNetwork(t, e, "net", "")
 	assert.Equal(t, n.pool, "10.208.0.0/24")
 	assert.Equal(t, n.gateway, "10.208.0.1/24")
+	e.healthy()
+	bound, ok := e.d.store.pool(n.poolID)
+	assert.Assert(t, ok && bound.Network == n.id, "after a restart the pool belongs to nobody: %+v", bound)
 
 	c := mustRun(t, e, n, "c1", "")
 	assert.Equal(t, c.addr, "10.208.0.2/24")
@@ -52,8 +53,6 @@ func TestLifeOfAContainer(t *testing.T) {
 	assert.NilError(t, err)
 	assert.DeepEqual(t, info, &pluginapi.EndpointInfoResponse{Value: map[string]any{}})
 	e.healthy()
-	bound, ok := e.d.store.pool(n.poolID)
-	assert.Assert(t, ok && bound.Network == n.id, "after a restart the pool belongs to nobody: %+v", bound)
 
 	assert.NilError(t, e.stop(c))
 	again := mustRun(t, e, n, "c2", "10.208.0.2")
@@ -386,10 +385,4 @@ func TestExhaustionNamesThePoolAndDeadContainersMakeRoom(t *testing.T) {
 	e.healthy()
 	_, err = e.run(n, "another", dead.addr[:strings.IndexByte(dead.addr, '/')])
 	assert.Assert(t, errdefs.IsConflict(err), "the late release took the address from its new holder: %v", err)
-}
-
-func TestForgettingLasts(t *testing.T) {
-	// The sum is the longest time for which an address that dockerd forgot
-	// is out of use.
-	assert.Assert(t, collectAfter+berthipam.ForgetAfter < 20*time.Minute)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"reflect"
+	"slices"
 
 	"github.com/docker/go-plugins-helpers/network"
 	"github.com/sirupsen/logrus"
@@ -58,7 +59,7 @@ func (d *Driver) CreateNetwork(ctx context.Context, req *network.CreateNetworkRe
 	}
 	d.warn(warnings, logrus.Fields{"network": spec.ID})
 
-	rec, err := d.store.addNetwork(spec, d.poolsOf(spec, req))
+	rec, err := d.addNetwork(ctx, spec, req)
 	if err != nil {
 		return err
 	}
@@ -72,6 +73,60 @@ func (d *Driver) CreateNetwork(ctx context.Context, req *network.CreateNetworkRe
 	undo, cancel := undoContext(ctx)
 	defer cancel()
 	return errors.Join(err, during("undo", d.removeNetwork(undo, rec)))
+}
+
+// addNetwork records the network, in the place of networks that dockerd must have
+// removed: one IPAM driver does not give out an address twice.
+func (d *Driver) addNetwork(ctx context.Context, spec options.Network, req *network.CreateNetworkRequest) (networkRecord, error) {
+	space := ""
+	if data := slices.Concat(req.IPv4Data, req.IPv6Data); len(spec.Subnets) > 0 {
+		space = data[0].AddressSpace
+	}
+	for {
+		rec, err := d.store.addNetwork(spec, space, d.poolsOf(spec, req))
+		var overlap *overlapError
+		if !errors.As(err, &overlap) {
+			return rec, err
+		}
+		removed, removeErr := d.removeForgotten(ctx, overlap.network, space)
+		if !removed || removeErr != nil {
+			return networkRecord{}, errors.Join(err, during("remove network "+short(overlap.network), removeErr))
+		}
+	}
+}
+
+// removeForgotten removes a network of this address space if no container is on
+// it. dockerd does not tell of a removal while the plugin is disabled.
+//
+// The caller has locked a network that is not recorded yet, so nobody who holds
+// the lock of a complete one waits for it.
+func (d *Driver) removeForgotten(ctx context.Context, id, space string) (removed bool, _ error) {
+	if rec, ok := d.store.network(id); ok && rec.Phase == phaseCreating {
+		return false, nil
+	}
+	unlock, err := d.locks.Lock(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	rec, ok := d.store.network(id)
+	if !ok {
+		return true, nil
+	}
+	if rec.Phase == phaseReady && (rec.Space != space || space == "") {
+		return false, nil
+	}
+	links, err := d.endpointLinks()
+	if err != nil {
+		return false, err
+	}
+	for _, ep := range d.store.endpoints(id) {
+		if !d.isGone(ep, links) {
+			return false, nil
+		}
+	}
+	d.log.WithField("network", id).Warn("network's addresses were given to another one, so dockerd has removed it; removed")
+	return true, d.removeNetwork(ctx, rec)
 }
 
 // poolsOf returns Berth's pools that the network was given.

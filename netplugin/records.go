@@ -37,6 +37,9 @@ type networkRecord struct {
 	Spec  options.Network
 	// NamedBridge says that the user chose the bridge's name.
 	NamedBridge bool
+	// Space is the address space of the subnets, which tells the IPAM driver
+	// that gave them out; "" when there are none.
+	Space string
 	// Since is when the network was created.
 	Since time.Time
 }

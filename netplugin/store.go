@@ -151,16 +151,25 @@ func (s *store) endpoint(network, id string) (endpointRecord, bool) {
 	return rec, ok
 }
 
+// An overlapError says which network has some of the addresses that another one
+// wants. It is a conflict.
+type overlapError struct {
+	error
+	network string
+}
+
+func (e *overlapError) Unwrap() error { return e.error }
+
 // addNetwork records a network that is about to be made, names its bridge and
-// binds the pools it uses. The error is a conflict when it cannot be beside the
-// others.
-func (s *store) addNetwork(spec options.Network, pools []ipam.Pool) (networkRecord, error) {
+// binds the pools it uses. The error is a conflict, perhaps an *overlapError, when
+// it cannot be beside the others.
+func (s *store) addNetwork(spec options.Network, space string, pools []ipam.Pool) (networkRecord, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.checkSubnetsLocked(spec); err != nil {
 		return networkRecord{}, err
 	}
-	rec := networkRecord{Phase: phaseCreating, Spec: spec, NamedBridge: spec.Bridge != "", Since: s.now()}
+	rec := networkRecord{Phase: phaseCreating, Spec: spec, NamedBridge: spec.Bridge != "", Space: space, Since: s.now()}
 	if err := s.nameBridgeLocked(&rec); err != nil {
 		return networkRecord{}, err
 	}
@@ -197,7 +206,8 @@ func (s *store) checkSubnetsLocked(spec options.Network) error {
 		for _, theirs := range s.networks[id].rec.Spec.Subnets {
 			for _, ours := range spec.Subnets {
 				if ours.Pool.Overlaps(theirs.Pool) {
-					return fault.Conflict("subnet %s overlaps subnet %s of Berth network %s", ours.Pool, theirs.Pool, short(id))
+					err := fault.Conflict("subnet %s overlaps subnet %s of Berth network %s", ours.Pool, theirs.Pool, short(id))
+					return &overlapError{err, id}
 				}
 			}
 		}

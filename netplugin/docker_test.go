@@ -1,0 +1,128 @@
+package netplugin
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/docker/go-plugins-helpers/ipam"
+	"github.com/docker/go-plugins-helpers/network"
+)
+
+// id makes a network or endpoint ID of dockerd's form of a short name.
+func id(name string) string {
+	s := fmt.Sprintf("%x", name)
+	for len(s) < 64 {
+		s += "0"
+	}
+	return s[:64]
+}
+
+// A dockerNet is a network as dockerd remembers it.
+type dockerNet struct {
+	id, poolID, pool, gateway string
+}
+
+// createNetwork does what dockerd does for `docker network create`, with its way
+// back after an error.
+func (e *testEnv) createNetwork(name, subnet string, opts map[string]any) (*dockerNet, error) {
+	ctx := e.t.Context()
+	pool, err := e.ipam.RequestPool(ctx, &ipam.RequestPoolRequest{AddressSpace: localSpace, Pool: subnet})
+	if err != nil {
+		return nil, err
+	}
+	n := &dockerNet{id: id(name), poolID: pool.PoolID, pool: pool.Pool}
+	gw, err := e.ipam.RequestAddress(ctx, &ipam.RequestAddressRequest{
+		PoolID: n.poolID, Options: map[string]string{optRequestType: requestGateway},
+	})
+	if err != nil {
+		return nil, errors.Join(err, e.ipam.ReleasePool(ctx, &ipam.ReleasePoolRequest{PoolID: n.poolID}))
+	}
+	n.gateway = gw.Address
+	if err := e.net.CreateNetwork(ctx, n.request(opts)); err != nil {
+		return nil, errors.Join(err, e.releaseNetwork(n))
+	}
+	return n, nil
+}
+
+func (n *dockerNet) request(opts map[string]any) *network.CreateNetworkRequest {
+	if opts == nil {
+		opts = map[string]any{}
+	}
+	return &network.CreateNetworkRequest{
+		NetworkID: n.id,
+		Options:   map[string]any{"com.docker.network.generic": opts, "com.docker.network.enable_ipv6": false},
+		IPv4Data:  []*network.IPAMData{{AddressSpace: localSpace, Pool: n.pool, Gateway: n.gateway}},
+	}
+}
+
+func (e *testEnv) releaseNetwork(n *dockerNet) error {
+	gw := netip.MustParsePrefix(n.gateway).Addr().String()
+	return errors.Join(
+		e.ipam.ReleaseAddress(e.t.Context(), &ipam.ReleaseAddressRequest{PoolID: n.poolID, Address: gw}),
+		e.ipam.ReleasePool(e.t.Context(), &ipam.ReleasePoolRequest{PoolID: n.poolID}),
+	)
+}
+
+// removeNetwork does what dockerd does for `docker network rm`.
+func (e *testEnv) removeNetwork(n *dockerNet) error {
+	return errors.Join(
+		e.releaseNetwork(n),
+		e.net.DeleteNetwork(e.t.Context(), &network.DeleteNetworkRequest{NetworkID: n.id}),
+	)
+}
+
+// A container is one as dockerd remembers it.
+type container struct {
+	net      *dockerNet
+	endpoint string
+	addr     string // with prefix length
+	mac      string
+}
+
+// run does what dockerd does for `docker run`, with its way back after an error.
+func (e *testEnv) run(n *dockerNet, name, ip string) (*container, error) {
+	ctx := e.t.Context()
+	got, err := e.ipam.RequestAddress(ctx, &ipam.RequestAddressRequest{PoolID: n.poolID, Address: ip})
+	if err != nil {
+		return nil, err
+	}
+	c := &container{net: n, endpoint: id(name), addr: got.Address}
+	resp, err := e.net.CreateEndpoint(ctx, c.request())
+	if err != nil {
+		return nil, errors.Join(err, e.release(c))
+	}
+	c.mac = resp.Interface.MacAddress
+	joined, err := e.net.Join(ctx, &network.JoinRequest{NetworkID: n.id, EndpointID: c.endpoint, SandboxKey: "/run/docker/netns/x"})
+	if err != nil {
+		return nil, errors.Join(err, e.stop(c))
+	}
+	if err := e.move(c, joined.InterfaceName.SrcName); err != nil {
+		return nil, errors.Join(err, e.stop(c))
+	}
+	return c, nil
+}
+
+func (c *container) request() *network.CreateEndpointRequest {
+	return &network.CreateEndpointRequest{
+		NetworkID: c.net.id, EndpointID: c.endpoint,
+		Interface: &network.EndpointInterface{Address: c.addr},
+		Options:   map[string]any{},
+	}
+}
+
+func (e *testEnv) release(c *container) error {
+	addr := netip.MustParsePrefix(c.addr).Addr().String()
+	return e.ipam.ReleaseAddress(e.t.Context(), &ipam.ReleaseAddressRequest{PoolID: c.net.poolID, Address: addr})
+}
+
+// stop does what dockerd does when a container ends.
+func (e *testEnv) stop(c *container) error {
+	ctx := e.t.Context()
+	return errors.Join(
+		e.net.RevokeExternalConnectivity(ctx, &network.RevokeExternalConnectivityRequest{NetworkID: c.net.id, EndpointID: c.endpoint}),
+		e.net.Leave(ctx, &network.LeaveRequest{NetworkID: c.net.id, EndpointID: c.endpoint}),
+		e.net.DeleteEndpoint(ctx, &network.DeleteEndpointRequest{NetworkID: c.net.id, EndpointID: c.endpoint}),
+		e.release(c),
+	)
+}
