@@ -29,7 +29,8 @@ func actions() map[string]action {
 		"router":    runInRouter,
 		"engine":    runEngine,
 		"plugin":    runPlugin,
-		"reboot": func(ctx context.Context, _ *scenario, h *lab.Host, _ []string) (lab.Result, error) {
+		"reboot": func(ctx context.Context, s *scenario, h *lab.Host, _ []string) (lab.Result, error) {
+			s.rebooted[h.Name] = true
 			return lab.Result{}, h.Reboot(ctx)
 		},
 		"stop-everything": stopEverything,
@@ -202,13 +203,10 @@ func runEngine(ctx context.Context, _ *scenario, h *lab.Host, args []string) (la
 			return lab.Result{}, fmt.Errorf("engine: want live-restore or no-live-restore, have %s", args[1])
 		}
 	}
-	verbs := map[string]func(context.Context) error{
-		"start": h.StartEngine, "stop": h.StopEngine, "kill": h.KillEngine, "restart": h.RestartEngine,
-	}
-	if len(args) == 0 || verbs[args[0]] == nil {
+	if len(args) == 0 {
 		return lab.Result{}, errors.New("engine: want start, stop, kill or restart")
 	}
-	return lab.Result{}, verbs[args[0]](ctx)
+	return lab.Result{}, h.Engine(ctx, args[0])
 }
 
 // runPlugin is `plugin kill` or `plugin install|enable|disable|restart NAME [SETTING=VALUE...]`.

@@ -14,8 +14,12 @@ func TestMain(m *testing.M) {
 		return
 	}
 	flag.Parse()
+	if err := lab.RemoveOrphans(); err != nil {
+		fmt.Fprintln(os.Stderr, "remove what a killed test left:", err)
+		os.Exit(1)
+	}
 	code := m.Run()
-	left, err := lab.LeftBehind(hostPrefix())
+	left, err := lab.LeftBehind(lab.TestPrefix())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
@@ -26,6 +30,3 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(code)
 }
-
-// hostPrefix begins the names of all hosts of this process.
-func hostPrefix() string { return fmt.Sprintf("t%d-", os.Getpid()) }

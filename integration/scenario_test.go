@@ -41,6 +41,8 @@ type header struct {
 	hosts      int
 	engineArgs []string
 	plugins    []string
+	// engines and modes, when there are any, are the only ones it can run on.
+	engines, modes []string
 }
 
 // headerLine is a comment with one word and a colon; others are prose.
@@ -79,8 +81,12 @@ func parseHeader(text string) (header, error) {
 			if value == "none" {
 				h.plugins = nil
 			}
+		case "engines":
+			h.engines = strings.Fields(value)
+		case "modes":
+			h.modes = strings.Fields(value)
 		default:
-			return h, fmt.Errorf("header %q is unknown: have tier, hosts, lan, engine-args, plugins", m[1])
+			return h, fmt.Errorf("header %q is unknown: have tier, hosts, lan, engine-args, plugins, engines, modes", m[1])
 		}
 	}
 	return h, nil
@@ -123,7 +129,10 @@ func (h header) runs() []run {
 	if !chosen && h.core && len(h.plugins) > 0 {
 		list = append(list, run{"28.5", lab.Managed}, run{"20.10", lab.Unmanaged})
 	}
-	return list
+	return slices.DeleteFunc(list, func(r run) bool {
+		return len(h.engines) > 0 && !slices.Contains(h.engines, r.engine) ||
+			len(h.modes) > 0 && !slices.Contains(h.modes, string(r.mode))
+	})
 }
 
 func splitFlag(value string) []string {
@@ -131,6 +140,7 @@ func splitFlag(value string) []string {
 }
 
 func TestScenarios(t *testing.T) {
+	t.Parallel()
 	files, err := filepath.Glob(filepath.Join(*dirFlag, "*.txtar"))
 	assert.NilError(t, err)
 	assert.Assert(t, len(files) > 0, "no scenarios in %s", *dirFlag)
@@ -153,6 +163,7 @@ func TestScenarios(t *testing.T) {
 
 // runScenario boots the hosts, runs the script and looks for leaks.
 func runScenario(t *testing.T, file string, head header, r run) {
+	t.Helper()
 	s := newScenario(t, head, r)
 	testscript.RunT(scriptT{t}, testscript.Params{
 		Files: []string{file},
@@ -182,17 +193,21 @@ type scenario struct {
 	lan    *lab.LAN
 	hosts  []*lab.Host
 	before []lab.Snapshot
+	// rebooted has the hosts whose engine has not yet been warmed up again.
+	rebooted map[string]bool
 }
 
 func newScenario(t *testing.T, head header, r run) *scenario {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	start := time.Now()
+	assert.NilError(t, os.RemoveAll(filepath.Join(lab.Dir(), "failed", logName(t))))
 	for _, p := range head.plugins {
 		assert.NilError(t, lab.PluginBuilt(r.mode, p))
 	}
-	s := &scenario{header: head, run: r}
-	base := fmt.Sprintf("%s%d", hostPrefix(), numbered.Add(1))
+	s := &scenario{header: head, run: r, rebooted: map[string]bool{}}
+	base := fmt.Sprintf("%s%d", lab.TestPrefix(), numbered.Add(1))
 	if head.wired || head.hosts > 1 {
 		s.lan = lab.NewLAN(t, lab.LANOptions{Name: base, Engine: r.engine})
 	}
@@ -205,7 +220,7 @@ func newScenario(t *testing.T, head header, r run) *scenario {
 		for _, p := range head.plugins {
 			assert.NilError(t, h.InstallPlugin(ctx, r.mode, p))
 		}
-		s.warmUp(t, ctx, h)
+		s.warmUp(ctx, t, h)
 		snap, err := h.Snapshot(ctx)
 		assert.NilError(t, err)
 		s.before = append(s.before, snap)
@@ -217,9 +232,9 @@ func newScenario(t *testing.T, head header, r run) *scenario {
 // warmUp makes Docker and the volume plugin make what they make once and keep: that
 // is not the scenario's to remove. The network plugin takes away all of its own
 // with the last network, so it gets no such help.
-func (s *scenario) warmUp(t *testing.T, ctx context.Context, h *lab.Host) {
-	_, err := h.Docker(ctx, "run", "--rm", "-p", "9", lab.BusyboxImage, "true")
-	assert.NilError(t, err)
+func (s *scenario) warmUp(ctx context.Context, t *testing.T, h *lab.Host) {
+	t.Helper()
+	assert.NilError(t, warmUpDocker(ctx, h))
 	i := slices.IndexFunc(s.plugins, func(p string) bool { return p == "berth" || p == "berth-vol" })
 	if i < 0 {
 		return
@@ -233,8 +248,21 @@ func (s *scenario) warmUp(t *testing.T, ctx context.Context, h *lab.Host) {
 	}
 }
 
+// logName is where below failed/ the logs of a test are kept.
+func logName(t *testing.T) string {
+	t.Helper()
+	return strings.ReplaceAll(t.Name(), "/", "_")
+}
+
+// warmUpDocker makes Docker make its chains and tables for published ports.
+func warmUpDocker(ctx context.Context, h *lab.Host) error {
+	_, err := h.Docker(ctx, "run", "--rm", "-p", "9", lab.BusyboxImage, "true")
+	return err
+}
+
 // keepFailed saves the logs of a host when its test has failed.
 func keepFailed(t *testing.T, h *lab.Host) {
+	t.Helper()
 	if !t.Failed() {
 		return
 	}
@@ -243,7 +271,7 @@ func keepFailed(t *testing.T, h *lab.Host) {
 	if err := h.WriteState(ctx); err != nil {
 		t.Log(err)
 	}
-	dir, err := h.KeepLogs(strings.ReplaceAll(t.Name(), "/", "_"))
+	dir, err := h.KeepLogs(logName(t))
 	if err != nil {
 		t.Log(err)
 		return
@@ -255,6 +283,12 @@ func keepFailed(t *testing.T, h *lab.Host) {
 func (s *scenario) setup(env *testscript.Env) error {
 	env.Setenv("ENGINE", s.engine)
 	env.Setenv("MODE", string(s.mode))
+	env.Setenv("PAIR", lab.DriverName(s.mode, "berth"))
+	build, err := lab.BuildDir()
+	if err != nil {
+		return err
+	}
+	env.Setenv("BUILD", build)
 	netPlugin, volPlugin := "berth-net", "berth-vol"
 	if slices.Contains(s.plugins, "berth") {
 		netPlugin, volPlugin = "berth", "berth"
@@ -282,6 +316,12 @@ const leakGrace = 10 * time.Second
 func (s *scenario) leaks(ctx context.Context, within time.Duration) ([]string, error) {
 	var left []string
 	for i, h := range s.hosts {
+		if s.rebooted[h.Name] {
+			if err := warmUpDocker(ctx, h); err != nil {
+				return nil, err
+			}
+			s.rebooted[h.Name] = false
+		}
 		lines, err := h.WaitClean(ctx, s.before[i], within)
 		if err != nil {
 			return nil, err

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -15,18 +16,18 @@ func echoMain() {
 		fmt.Fprintln(os.Stderr, "echo: want a port")
 		os.Exit(2)
 	}
-	if err := echo(os.Args[1]); err != nil {
-		fmt.Fprintln(os.Stderr, "echo:", err)
-		os.Exit(1)
-	}
+	fmt.Fprintln(os.Stderr, "echo:", echo(context.Background(), os.Args[1]))
+	os.Exit(1)
 }
 
-func echo(port string) error {
-	udp, err := net.ListenPacket("udp", ":"+port)
+// echo returns only when it cannot listen any more.
+func echo(ctx context.Context, port string) error {
+	var config net.ListenConfig
+	udp, err := config.ListenPacket(ctx, "udp", ":"+port)
 	if err != nil {
 		return err
 	}
-	tcp, err := net.Listen("tcp", ":"+port)
+	tcp, err := config.Listen(ctx, "tcp", ":"+port)
 	if err != nil {
 		return err
 	}

@@ -98,6 +98,21 @@ func (h *Host) RestartEngine(ctx context.Context) error {
 	return h.StartEngine(ctx)
 }
 
+// Engine is the method of that name: start, stop, kill or restart.
+func (h *Host) Engine(ctx context.Context, verb string) error {
+	switch verb {
+	case "start":
+		return h.StartEngine(ctx)
+	case "stop":
+		return h.StopEngine(ctx)
+	case "kill":
+		return h.KillEngine(ctx)
+	case "restart":
+		return h.RestartEngine(ctx)
+	}
+	return fmt.Errorf("engine: want start, stop, kill or restart, have %q", verb)
+}
+
 // Client is an API client for the engine; the caller closes it.
 func (h *Host) Client() (*client.Client, error) {
 	return client.NewClientWithOpts(client.WithHost("unix://"+h.Socket()), client.WithAPIVersionNegotiation())

@@ -71,22 +71,22 @@ var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,19}$`)
 
 // NewHost makes a host with a running engine and the busybox image for a test
 // and removes it at the test's end. The test fails when that cannot be done.
-func NewHost(t testing.TB, opts Options) *Host {
-	t.Helper()
+func NewHost(tb testing.TB, opts Options) *Host {
+	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	h, err := New(ctx, opts)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := h.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	if !opts.NoEngine {
 		if err := h.ImportBusybox(ctx); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	return h
@@ -251,7 +251,8 @@ func (h *Host) boot(ctx context.Context, cfg bootConfig) error {
 		return err
 	}
 	defer ready.Close()
-	cmd := exec.Command(reexec.Self())
+	// The host outlives the context of its boot.
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), reexec.Self())
 	cmd.Args = []string{bootName, string(arg)}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log

@@ -169,7 +169,8 @@ func makeCached(file string, write func(io.Writer) error) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name())
+	// Gone already when all went well.
+	defer func() { _ = os.Remove(tmp.Name()) }()
 	err = write(tmp)
 	if closeErr := tmp.Close(); err == nil {
 		err = closeErr

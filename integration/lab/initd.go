@@ -36,7 +36,7 @@ func initMain() {
 		os.Clearenv()
 		for _, kv := range hostEnv() {
 			k, v, _ := strings.Cut(kv, "=")
-			os.Setenv(k, v)
+			_ = os.Setenv(k, v) // fails only on names with a zero byte
 		}
 		_ = os.Remove(initSocket(cfg.Dir))
 		listener, err = net.ListenUnix("unixpacket", &net.UnixAddr{Name: initSocket(cfg.Dir), Net: "unixpacket"})
@@ -148,7 +148,7 @@ func (d *initd) spawnLocked(req request, files []*os.File) (int, <-chan syscall.
 }
 
 func (d *initd) serve(c *net.UnixConn) {
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	req, files, err := receive(c)
 	defer func() {
 		for _, f := range files {

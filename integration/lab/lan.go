@@ -47,17 +47,17 @@ type LANOptions struct {
 }
 
 // NewLAN makes a LAN for a test and removes it at the test's end.
-func NewLAN(t testing.TB, opts LANOptions) *LAN {
-	t.Helper()
+func NewLAN(tb testing.TB, opts LANOptions) *LAN {
+	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	l, err := MakeLAN(ctx, opts)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := l.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return l

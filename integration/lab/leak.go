@@ -178,12 +178,6 @@ func (h *Host) records() ([]string, error) {
 	return entries, nil
 }
 
-// permanent is what the first use of a volume root leaves in it for good: the
-// marker by which it is known again, and empty directories.
-func permanent() []string {
-	return []string{".berth", ".berth/root.json", ".berth/tmp", ".berth/volumes"}
-}
-
 // dataEntries lists the volumes and their records. The trash is left out: keeping
 // removed volumes is what it is for.
 func (h *Host) dataEntries() ([]string, error) {
@@ -200,9 +194,7 @@ func (h *Host) dataEntries() ([]string, error) {
 		if d.IsDir() && d.Name() == "trash" {
 			return fs.SkipDir
 		}
-		if !slices.Contains(permanent(), rel) {
-			entries = append(entries, rel)
-		}
+		entries = append(entries, rel)
 		// Of the volumes only the names count, not what is in them.
 		if d.IsDir() && !strings.HasPrefix(rel, ".berth") {
 			return fs.SkipDir
@@ -234,7 +226,7 @@ func countKeys(path string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.Remove(tmp.Name())
+	defer func() { _ = os.Remove(tmp.Name()) }()
 	defer tmp.Close()
 	if _, err := tmp.Write(text); err != nil {
 		return nil, err
@@ -243,12 +235,11 @@ func countKeys(path string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	var counts []string
 	err = db.View(func(tx *bbolt.Tx) error {
 		return tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
-			// The root that was used once is remembered for good.
-			if n := b.Stats().KeyN; n > 0 && string(name) != "meta" && string(name) != "volume-root" {
+			if n := b.Stats().KeyN; n > 0 && string(name) != "meta" {
 				counts = append(counts, fmt.Sprintf("%s: %d keys", name, n))
 			}
 			return nil

@@ -1,12 +1,51 @@
 package lab
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
 )
+
+// TestPrefix begins the names of the hosts and LANs that tests of this process make.
+func TestPrefix() string { return fmt.Sprintf("t%d-", os.Getpid()) }
+
+var testName = regexp.MustCompile(`^t(\d+)-`)
+
+// RemoveOrphans removes hosts and LANs named with the TestPrefix of a process that
+// is no more. Their processes died with it, but directories, namespaces and cgroups
+// stay when a test is killed.
+func RemoveOrphans() error {
+	orphan := func(name string) bool {
+		m := testName.FindStringSubmatch(name)
+		if m == nil {
+			return false
+		}
+		_, err := os.Stat(filepath.Join("/proc", m[1]))
+		return errors.Is(err, os.ErrNotExist)
+	}
+	names, err := Hosts()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range names {
+		if orphan(name) {
+			errs = append(errs, Remove(name, false))
+		}
+	}
+	spaces, err := filepath.Glob(netnsPath(netnsPrefix + "*"))
+	for _, path := range spaces {
+		if name := filepath.Base(path); orphan(strings.TrimPrefix(name, netnsPrefix)) {
+			errs = append(errs, deleteNetNS(name))
+		}
+	}
+	return errors.Join(append(errs, err)...)
+}
 
 // LeftBehind lists what the machine still has of hosts and LANs whose names start
 // with the prefix: directories, network namespaces, mounts, cgroups and processes.

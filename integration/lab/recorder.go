@@ -107,7 +107,7 @@ func (h *Host) Record(ctx context.Context, listen, to string) (string, error) {
 func proxyMain() {
 	err := errors.New("want a socket, the real socket and a file")
 	if len(os.Args) == 4 {
-		err = proxy(os.Args[1], os.Args[2], os.Args[3])
+		err = proxy(context.Background(), os.Args[1], os.Args[2], os.Args[3])
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "record:", err)
@@ -115,7 +115,7 @@ func proxyMain() {
 	}
 }
 
-func proxy(listen, to, file string) error {
+func proxy(ctx context.Context, listen, to, file string) error {
 	log, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
@@ -124,7 +124,8 @@ func proxy(listen, to, file string) error {
 	if err := os.Remove(listen); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	l, err := net.Listen("unix", listen)
+	var config net.ListenConfig
+	l, err := config.Listen(ctx, "unix", listen)
 	if err != nil {
 		return err
 	}

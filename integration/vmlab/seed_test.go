@@ -67,17 +67,19 @@ func furnish(t *testing.T) *seed {
 	began := time.Now()
 	lan := guest.NewLAN(t)
 	s := &seed{node1: lan.NewNode(t, "node1"), node2: lan.NewNode(t, "node2")}
-	engine1, engine2 := s.node1.StartEngine(), s.node2.StartEngine()
 	s.server = lan.NewNFSServer(t, "nfs")
 	s.node1.MountExport(s.server, root)
 	s.startBerthd()
-	s.node1.AwaitEngine(engine1)
-	s.node2.AwaitEngine(engine2)
-	t.Logf("%.1f s: server, nodes and engines", time.Since(began).Seconds())
-	// The plugin starts before its root is mounted, as it may at boot.
-	s.node2.InstallBerthVolumes(filepath.Join(Dir, "plugin"), root)
-	s.node2.MountExport(s.server, root)
-	t.Logf("%.1f s: the managed plugin, too", time.Since(began).Seconds())
+	s.onBoth(t, "engines and Berth", func(t *testing.T, n *guest.Node) {
+		n.StartEngine()
+		if n.Name == s.node1.Name {
+			return
+		}
+		// The plugin starts before its root is mounted, as it may at boot.
+		n.InstallBerthVolumes(filepath.Join(Dir, "plugin"), root)
+		n.MountExport(s.server, root)
+	})
+	t.Logf("%.1f s: server, nodes, engines and Berth", time.Since(began).Seconds())
 	return s
 }
 
@@ -95,12 +97,18 @@ func (s *seed) on(t *testing.T) *seed {
 }
 
 // onBoth does the same on both nodes at the same time.
-func (s *seed) onBoth(t *testing.T, do func(t *testing.T, n *guest.Node)) {
-	for _, n := range []*guest.Node{s.node1, s.node2} {
-		t.Run(n.Name, func(t *testing.T) {
-			t.Parallel()
-			do(t, n.On(t))
-		})
+func (s *seed) onBoth(t *testing.T, what string, do func(t *testing.T, n *guest.Node)) {
+	t.Helper()
+	ok := t.Run(what, func(t *testing.T) {
+		for _, n := range []*guest.Node{s.node1, s.node2} {
+			t.Run(n.Name, func(t *testing.T) {
+				t.Parallel()
+				do(t, n.On(t))
+			})
+		}
+	})
+	if !ok {
+		t.FailNow()
 	}
 }
 
@@ -140,7 +148,7 @@ func (s *seed) samePage(t *testing.T) {
 	assert.Equal(t, s.node2.Docker("volume inspect --format {{.Name}} site"), "site")
 	shell(s.node1, "site", "echo 'seen from everywhere' >/data/index.html")
 
-	s.onBoth(t, func(t *testing.T, n *guest.Node) {
+	s.onBoth(t, "serve", func(t *testing.T, n *guest.Node) {
 		n.Docker("run -d --name web --network host -v site:/www " + guest.Image + " httpd -f -h /www")
 	})
 	assert.Equal(t, s.node1.Fetch(s.node2.Addr, 80, "index.html"), page)
@@ -190,16 +198,18 @@ func (s *seed) serverAway(t *testing.T) {
 	assert.DeepEqual(t, drivers(t, s.node1), both())
 	s.server.Cut()
 	// A service that starts now knows its volumes, too.
-	s.berthd.Signal(os.Kill)
-	s.berthd.WaitEnd()
+	s.berthd.Signal(t, os.Kill)
+	s.berthd.WaitEnd(t)
 	s.startBerthd()
-	s.onBoth(t, func(t *testing.T, n *guest.Node) {
+	s.onBoth(t, "names are answered", func(t *testing.T, n *guest.Node) {
 		assert.DeepEqual(t, drivers(t, n), both())
 		r := n.TryFor(quick, "docker", "volume", "inspect", "--format", "{{.Name}}", "notes")
 		assert.NilError(t, r.Err, "%s", r.Out)
+	})
+	s.onBoth(t, "data is not", func(t *testing.T, n *guest.Node) {
 		t.Run("run", func(t *testing.T) {
 			t.Parallel()
-			n.On(t).DockerFails("run --rm --network none -v notes:/data "+guest.Image+" true", patient, "notes", "volume root", "does not answer")
+			n.On(t).DockerFails("run --rm --network none -v notes:/data "+guest.Image+" true", patient, "volume root", "does not answer")
 		})
 		t.Run("create", func(t *testing.T) {
 			t.Parallel()
@@ -213,12 +223,14 @@ func (s *seed) serverAway(t *testing.T) {
 			n.Docker("volume rm plain")
 		})
 	})
-	s.onBoth(t, func(t *testing.T, n *guest.Node) { assert.DeepEqual(t, drivers(t, n), both()) })
+	s.onBoth(t, "nothing else was made", func(t *testing.T, n *guest.Node) {
+		assert.DeepEqual(t, drivers(t, n), both())
+	})
 }
 
 func (s *seed) serverBack(t *testing.T) {
 	s.server.Join()
-	s.onBoth(t, func(t *testing.T, n *guest.Node) {
+	s.onBoth(t, "read", func(t *testing.T, n *guest.Node) {
 		read := []string{"docker", "run", "--rm", "--network=none", "-v", "notes:/data", guest.Image, "cat", "/data/notes"}
 		eventually(t, "the volume can be used again", func() bool { return n.Try(read...).Out == "kept" })
 		assert.DeepEqual(t, drivers(t, n), both())
@@ -226,10 +238,10 @@ func (s *seed) serverBack(t *testing.T) {
 }
 
 func (s *seed) unmounted(t *testing.T) {
-	s.onBoth(t, func(t *testing.T, n *guest.Node) {
+	s.onBoth(t, "unmount", func(t *testing.T, n *guest.Node) {
 		n.Must("umount", root)
 		n.DockerFails("volume create -d berth-vol other", quick, "other", "volume root", "is its file system mounted?")
-		n.DockerFails("run --rm --network none -v notes:/data "+guest.Image+" true", quick, "notes", "volume root", "is its file system mounted?")
+		n.DockerFails("run --rm --network none -v notes:/data "+guest.Image+" true", quick, "volume root", "is its file system mounted?")
 		assert.DeepEqual(t, drivers(t, n), both())
 		assert.Equal(t, n.Must("find", root, "-mindepth", "1"), "", "the directory below the mount point was used")
 		n.MountExport(s.server, root)

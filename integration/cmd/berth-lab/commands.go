@@ -20,7 +20,7 @@ func newCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(fetchCommand(), upCommand(), downCommand(), lsCommand(), envCommand(), rebootCommand(),
+	root.AddCommand(fetchCommand(), upCommand(), downCommand(), lsCommand(), envCommand(), engineCommand(), rebootCommand(),
 		dockerCommand(), execCommand(), baseImageCommand(), recordCommand())
 	return root
 }
@@ -193,6 +193,22 @@ func envCommand() *cobra.Command {
 				fmt.Fprintln(cmd.OutOrStdout(), h.Socket())
 			}
 			return err
+		},
+	}
+}
+
+func engineCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:       "engine NAME {start|stop|kill|restart}",
+		Short:     "Start, stop (SIGTERM), kill (SIGKILL) or restart a host's dockerd",
+		Args:      cobra.ExactArgs(2),
+		ValidArgs: []string{"start", "stop", "kill", "restart"},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			h, err := lab.Open(args[0])
+			if err != nil {
+				return err
+			}
+			return h.Engine(cmd.Context(), args[1])
 		},
 	}
 }

@@ -1,9 +1,6 @@
 package guest
 
-import (
-	"net"
-	"time"
-)
+import "time"
 
 // VolumeDriver is the name under which an engine knows Berth's volumes, whichever
 // way Berth runs.
@@ -17,13 +14,7 @@ func (n *Node) StartBerthVolumes(berthd, data string) *Daemon {
 	const socket = "/run/docker/plugins/" + VolumeDriver + ".sock"
 	n.Must("mkdir", "-p", "/run/docker/plugins")
 	d := n.Start("berthd", berthd, "volume", "--socket", socket, "--state", "/var/lib/berth", "--data", data)
-	d.waitUp(30*time.Second, func() bool {
-		conn, err := net.Dial("unix", n.Path(socket))
-		if err != nil {
-			return false
-		}
-		return conn.Close() == nil
-	})
+	d.waitUp(n.t, time.Minute, n.listens(socket))
 	return d
 }
 

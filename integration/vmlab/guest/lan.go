@@ -4,7 +4,6 @@
 package guest
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -72,7 +71,7 @@ func (l *LAN) NewNode(t testing.TB, name string) *Node {
 	n.Must("mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup")
 	n.Must("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
 	n.Must("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/etc/docker")
-	for _, dir := range []string{"/var/lib/docker", "/var/lib/berth", "/srv"} {
+	for _, dir := range []string{"/var/lib/containerd", "/var/lib/docker", "/var/lib/berth", "/srv"} {
 		own := filepath.Join(n.dir, dir)
 		n.Must("mkdir", "-p", own, dir)
 		n.Must("mount", "--bind", own, dir)
@@ -201,92 +200,6 @@ func (n *Node) MustFail(limit time.Duration, words []string, argv ...string) str
 		}
 	}
 	return r.Out
-}
-
-// Daemon is a process that a node keeps running.
-type Daemon struct {
-	node *Node
-	name string
-	cmd  *exec.Cmd
-	done chan struct{} // closed when the process has ended
-}
-
-// Start runs argv in the node's background with its output in a log, whose end is
-// shown when the test fails.
-func (n *Node) Start(name string, argv ...string) *Daemon {
-	n.t.Helper()
-	path := filepath.Join(n.dir, name+".log")
-	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	// The process lives until the VM ends, beyond the test's context.
-	d := &Daemon{node: n, name: name, cmd: n.command(context.Background(), argv...), done: make(chan struct{})}
-	d.cmd.Stdout, d.cmd.Stderr = log, log
-	if err := d.cmd.Start(); err != nil {
-		n.t.Fatalf("%s: start %s: %v", n.Name, name, err)
-	}
-	go func() {
-		_ = d.cmd.Wait() // how a daemon ends is in its log
-		_ = log.Close()
-		close(d.done)
-	}()
-	n.vm.Cleanup(func() {
-		if n.vm.Failed() {
-			n.vm.Logf("end of %s's %s log:\n%s", n.Name, name, logTail(path))
-		}
-	})
-	return d
-}
-
-// Signal sends a signal to the daemon.
-func (d *Daemon) Signal(sig os.Signal) {
-	d.node.t.Helper()
-	if err := d.cmd.Process.Signal(sig); err != nil {
-		d.node.t.Fatalf("%s: signal %s: %v", d.node.Name, d.name, err)
-	}
-}
-
-// Stop ends the daemon with SIGTERM and waits for it.
-func (d *Daemon) Stop() {
-	d.node.t.Helper()
-	d.Signal(unix.SIGTERM)
-	d.WaitEnd()
-}
-
-// WaitEnd waits for the daemon's end.
-func (d *Daemon) WaitEnd() {
-	d.node.t.Helper()
-	select {
-	case <-d.done:
-	case <-time.After(30 * time.Second):
-		d.node.t.Fatalf("%s: %s does not end within 30 s", d.node.Name, d.name)
-	}
-}
-
-// waitUp waits until ready says true, and fails when the daemon ends before.
-func (d *Daemon) waitUp(limit time.Duration, ready func() bool) {
-	d.node.t.Helper()
-	for end := time.Now().Add(limit); !ready(); {
-		select {
-		case <-d.done:
-			d.node.t.Fatalf("%s: %s ended at its start", d.node.Name, d.name)
-		case <-time.After(50 * time.Millisecond):
-		}
-		if time.Now().After(end) {
-			d.node.t.Fatalf("%s: %s is not ready within %s", d.node.Name, d.name, limit)
-		}
-	}
-}
-
-// logTail returns the last 40 lines of a file.
-func logTail(path string) string {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return err.Error()
-	}
-	lines := bytes.Split(bytes.TrimSpace(data), []byte("\n"))
-	return string(bytes.Join(lines[max(0, len(lines)-40):], []byte("\n")))
 }
 
 // must runs a command of the VM itself.
