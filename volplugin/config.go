@@ -36,6 +36,8 @@ type Config struct {
 	// MountBase is the directory below which volumes are mounted for dockerd, the
 	// plugin's propagatedMount. "" hands out the data directories themselves.
 	MountBase string
+	// CheckMounts, when set, is asked by each Mount and refuses it with its error.
+	CheckMounts func() error
 	// DB keeps this host's cache and counts. The caller closes it after Run.
 	DB *state.DB
 	// HostID names this host in records, unlike all others on the root. "" makes

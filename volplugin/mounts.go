@@ -38,6 +38,11 @@ func (d *Driver) Mount(ctx context.Context, req *api.MountRequest) (*api.MountRe
 	if err := checkID(req.Name, req.ID); err != nil {
 		return nil, err
 	}
+	if d.cfg.CheckMounts != nil {
+		if err := d.cfg.CheckMounts(); err != nil {
+			return nil, fmt.Errorf("volume %s: %w", req.Name, err)
+		}
+	}
 	err := d.change(ctx, req.Name, func(ctx context.Context, commit func() bool) error {
 		rec, data, err := d.data(req.Name)
 		if err != nil {

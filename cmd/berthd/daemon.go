@@ -33,11 +33,18 @@ const (
 type daemon struct {
 	network, volume                      bool
 	socket, stateDir, dataDir, mountsDir string
+	hostMounts                           string
+
+	// end ends run with a reason.
+	end context.CancelCauseFunc
 
 	log         *logrus.Entry
 	settings    settings.Settings
 	settingsErr error
 }
+
+// errStartAnew ends a daemon that only a new start can help.
+var errStartAnew = errors.New("the host does not see what this plugin mounts; ending, to be started anew by Docker")
 
 // run serves until ctx ends. A service that cannot start (state damaged, held by
 // another daemon, settings wrong) does not end the process, which dockerd would
@@ -69,6 +76,7 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	d.log.WithFields(logrus.Fields{"version": version, "socket": l.Addr().String()}).Info("berthd listens")
 
+	ctx, d.end = context.WithCancelCause(ctx)
 	background, stopBackground := context.WithCancel(ctx)
 	defer stopBackground()
 	var tasks sync.WaitGroup
@@ -100,6 +108,9 @@ func (d *daemon) run(ctx context.Context) error {
 		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 		defer cancel()
 		err = server.Shutdown(stopping)
+		if errors.Is(context.Cause(ctx), errStartAnew) {
+			err = errors.Join(errStartAnew, err)
+		}
 	}
 	stopBackground()
 	tasks.Wait()

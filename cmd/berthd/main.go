@@ -56,7 +56,7 @@ func serveCommand(use, driver, short string, network, volume bool) *cobra.Comman
 		Args:                  cobra.NoArgs,
 		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for name, path := range map[string]*string{"socket": &d.socket, "state": &d.stateDir, "data": &d.dataDir, "mounts": &d.mountsDir} {
+			for name, path := range map[string]*string{"socket": &d.socket, "state": &d.stateDir, "data": &d.dataDir, "mounts": &d.mountsDir, "host-mounts": &d.hostMounts} {
 				if *path != "" && !filepath.IsAbs(*path) {
 					return fmt.Errorf("--%s %q: want an absolute path", name, *path)
 				}
@@ -80,6 +80,7 @@ func serveCommand(use, driver, short string, network, volume bool) *cobra.Comman
 	if volume {
 		flags.StringVar(&d.dataDir, "data", "/var/lib/berth/volumes", "`DIR` of the volumes' data")
 		flags.StringVar(&d.mountsDir, "mounts", "", "`DIR` where mounted volumes appear; a managed plugin needs its propagated mount here, without it Docker is given the data directories themselves")
+		flags.StringVar(&d.hostMounts, "host-mounts", "", "`FILE` with the mounts of the host, /proc/1/mountinfo as the host has it; with it a plugin whose mounts do not reach the host starts itself anew")
 	}
 	return cmd
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"sync"
 
 	"github.com/berth-plugin/berth/volplugin"
+	"github.com/berth-plugin/berth/volplugin/mount"
 )
 
 // startVolume opens the volume driver's records and recovers.
@@ -24,9 +26,23 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 		return started{}, err
 	}
 	open.add(db.Close)
-	driver, err := volplugin.New(volplugin.Config{
-		Root: d.dataDir, MountBase: d.mountsDir, DB: db, Scope: d.settings.Scope, Log: d.log,
-	})
+	cfg := volplugin.Config{Root: d.dataDir, DB: db, Scope: d.settings.Scope, Log: d.log}
+	watch := func(context.Context) {}
+	if d.mountsDir != "" {
+		stage, err := mount.OpenStage(d.mountsDir, d.hostMounts)
+		if err != nil {
+			return started{}, err
+		}
+		v := &visibility{
+			stage: stage, log: d.log, file: startsFile,
+			startAnew: func() { d.end(errStartAnew) },
+		}
+		if err := v.check(); err != nil {
+			return started{}, err
+		}
+		cfg.MountBase, cfg.CheckMounts, watch = stage.Base(), v.check, v.watch
+	}
+	driver, err := volplugin.New(cfg)
 	if err != nil {
 		return started{}, err
 	}
@@ -34,9 +50,12 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 		return started{}, err
 	}
 	run := func(ctx context.Context) {
+		var tasks sync.WaitGroup
+		tasks.Go(func() { watch(ctx) })
 		if err := driver.Run(ctx); err != nil {
 			d.log.WithError(err).Error("volumes are no longer looked after in the background")
 		}
+		tasks.Wait()
 	}
 	return started{volumes: driver, run: run, close: open.close}, nil
 }

@@ -58,6 +58,7 @@ func probes() []probe {
 
 var (
 	counters = regexp.MustCompile(`\s*\[\d+:\d+\]`)
+	longID   = regexp.MustCompile(`[0-9a-f]{64}`)
 	linkLine = regexp.MustCompile(`^\d+: ([^:@]+)[:@]`)
 )
 
@@ -76,11 +77,12 @@ func routeEntry(line string) string {
 	return strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(line), "linkdown"))
 }
 
-// mountEntry keeps a mount's root, point and type.
+// mountEntry keeps a mount's root, point and type. A plugin that was removed and
+// installed again has another ID and is the same to a user.
 func mountEntry(line string) string {
 	f := strings.Fields(line)
 	if i := slices.Index(f, "-"); len(f) > 5 && i > 0 && i+1 < len(f) {
-		return f[4] + " from " + f[3] + " type " + f[i+1]
+		return longID.ReplaceAllString(f[4]+" from "+f[3]+" type "+f[i+1], "ID")
 	}
 	return line
 }
