@@ -78,6 +78,8 @@ func reach(dockerOpen bool) []path {
 			// from the host
 			path{"host", a(2), a(1)},
 			path{"host", i(2), i(1)},
+			// the host to itself
+			path{"host", a(1), a(1)},
 		)
 		// What is not Berth's stays as it is.
 		seen := ""
@@ -186,6 +188,23 @@ func TestAdministratorsRulesInDockerUserComeFirst(t *testing.T) {
 	w.expect([]path{{"a2", neighbour4, ""}, {"a2", neighbour6, hostLAN6}})
 }
 
+// A connection fails when either direction is cut. Packets that need no answer
+// must not get through either.
+func TestNotOnePacketGoesToOtherContainerNetworks(t *testing.T) {
+	w := newWorld(t)
+	n := w.berth("btha", a4, a6, Network{Masquerade: true})
+	w.container("a2", "btha", a4, a6, 2)
+	w.docker()
+	w.container("d2", dockerBridge, docker4, docker6, 2)
+	assert.NilError(t, w.m.Sync(t.Context(), []Network{n}))
+	w.host.Run("nft", "add table inet other")
+	w.host.Run("nft", "add chain inet other forward { type filter hook forward priority 5; }")
+	w.host.Run("nft", "add rule inet other forward oifname { btha, "+dockerBridge+" } counter")
+	w.expect([]path{{"a2", docker4 + ".2", ""}, {"d2", a4 + ".2", ""}, {"a2", docker6 + ":2", ""}, {"d2", a6 + ":2", ""}, {"lan", a4 + ".2", ""}})
+	counted := w.host.Run("nft", "list table inet other")
+	assert.Assert(t, strings.Contains(counted, "counter packets 0 "), counted)
+}
+
 // Others may use the mark, and must not see Berth's bit in it, nor gain by it.
 func TestMarkOfOthersIsKeptAndBerthsIsNot(t *testing.T) {
 	w := newWorld(t)
@@ -197,7 +216,9 @@ func TestMarkOfOthersIsKeptAndBerthsIsNot(t *testing.T) {
 	w.host.Run("nft", "add table ip other")
 	w.host.Run("nft", "add chain ip other pre { type filter hook prerouting priority mangle; }")
 	w.host.Run("nft", "add rule ip other pre iifname btha meta mark set 0x00000005")
-	w.host.Run("nft", "add rule ip other pre iifname "+dockerBridge+" meta mark set 0x10000000")
+	for _, name := range []string{dockerBridge, uplink} {
+		w.host.Run("nft", "add rule ip other pre iifname "+name+" meta mark set 0x10000000")
+	}
 	w.host.Run("nft", "add chain ip other post { type filter hook postrouting priority 301; }")
 	w.host.Run("nft", "add counter ip other right")
 	w.host.Run("nft", "add counter ip other wrong")

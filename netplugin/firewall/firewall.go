@@ -11,7 +11,7 @@
 //	... to another Berth bridge                  dropped
 //	... to another container network's bridge    dropped
 //	... to anything else                         accepted, unless the network is internal
-//	to a Berth bridge, answer                    accepted, unless internal or from a container network
+//	to a Berth bridge, answer                    accepted, unless internal
 //	to a Berth bridge, else                      dropped
 //
 // Through `input`, containers reach the host as they do on Docker's networks,

@@ -148,7 +148,6 @@ func TestWatchRepairs(t *testing.T) {
 	ns.Run("ip", "addr", "add", "192.0.2.1/24", "dev", "br0")
 	ns.Run("ip", "link", "set", "br0", "up")
 	ns.Run("ip", "route", "add", "default", "via", "192.0.2.2")
-	ns.Run("ip", "link", "set", "br0", "mtu", "1400")
 	eventually("br0 stayed foreign", func() bool { return !strings.Contains(ns.Run("nft", "list set ip berth foreign"), "br0") })
 }
 

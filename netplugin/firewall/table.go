@@ -78,7 +78,6 @@ func newTable(v6 bool) table {
 		}},
 		// To a container, from anything but a Berth bridge: only answers.
 		{name: "entering", rules: []rule{
-			join(linkIn("iifname", expr.MetaKeyIIFNAME, setForeign, false), drop),
 			join(linkIn("oifname", expr.MetaKeyOIFNAME, setOpen, false), ctState(), to("accepted")),
 			drop,
 		}},

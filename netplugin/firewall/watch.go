@@ -91,6 +91,8 @@ func (m *Manager) Watch(ctx context.Context, interval time.Duration) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			// Routes decide, too, and have no events here.
+			m.followBridges(ctx)
 		case <-events:
 			select {
 			case <-ctx.Done():
@@ -98,6 +100,7 @@ func (m *Manager) Watch(ctx context.Context, interval time.Duration) {
 			case <-time.After(settle):
 			}
 			m.followBridges(ctx)
+			m.setWatched(true)
 		}
 		m.repair(ctx)
 	}
@@ -116,7 +119,6 @@ func (m *Manager) followBridges(ctx context.Context) {
 	before := m.foreign
 	err := m.refreshForeignLocked()
 	if err == nil {
-		m.watched = true
 		if slices.Equal(before, m.foreign) || m.emptyLocked() {
 			return
 		}

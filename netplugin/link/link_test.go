@@ -254,6 +254,7 @@ func TestAddressesAreExactlyThoseWanted(t *testing.T) {
 	h := open(t, ns)
 	b := bridge()
 	b.IPv6 = true
+	ns.Run("sysctl", "-qw", "net.ipv6.conf.all.accept_dad=1")
 	ensureBridge(t, h, b)
 	v4, v6 := netip.MustParsePrefix("10.1.0.1/24"), netip.MustParsePrefix("fd00:1::1/64")
 	// The foreign one is the primary address of the same subnet: the kernel drops

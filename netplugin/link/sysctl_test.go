@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"gotest.tools/v3/assert"
 
@@ -122,22 +121,6 @@ func TestEventsOfLinks(t *testing.T) {
 	next(func(e link.Event) bool { return e.Link.Name == "bth1" && e.Removed })
 	cancel()
 	wg.Wait()
-}
-
-func TestOnlyOneBerthPerNamespace(t *testing.T) {
-	ns := testkit.NewNetns(t)
-	first, second, elsewhere := open(t, ns), open(t, ns), open(t, testkit.NewNetns(t))
-	release, err := first.Claim()
-	assert.NilError(t, err)
-	_, err = second.Claim()
-	assert.Assert(t, errdefs.IsConflict(err), "%v", err)
-	other, err := elsewhere.Claim()
-	assert.NilError(t, err)
-	assert.NilError(t, other())
-	assert.NilError(t, release())
-	release, err = second.Claim()
-	assert.NilError(t, err)
-	assert.NilError(t, release())
 }
 
 // Dumps are interrupted all the time while links change; callers must not see it.

@@ -100,17 +100,23 @@ var errUp = errors.New("the time of the request is up")
 type limited struct {
 	context.Context
 	left atomic.Int64
+	done chan struct{}
 }
 
 func limit(ctx context.Context, asks int) *limited {
-	l := &limited{Context: ctx}
+	l := &limited{Context: ctx, done: make(chan struct{})}
 	l.left.Store(int64(asks))
 	return l
 }
 
 func (l *limited) Err() error {
-	if l.left.Add(-1) < 0 {
-		return errUp
+	switch left := l.left.Add(-1); {
+	case left >= 0:
+		return nil
+	case left == -1:
+		close(l.done)
 	}
-	return nil
+	return errUp
 }
+
+func (l *limited) Done() <-chan struct{} { return l.done }
