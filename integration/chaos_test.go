@@ -38,7 +38,7 @@ func TestChaos(t *testing.T) {
 	}
 	t.Logf("repeat with -chaos-seed %d", seed)
 	c := &chaos{
-		scenario: newScenario(t, header{plugins: []string{"berth-net", "berth-vol"}}, run{"20.10", lab.Managed}),
+		scenario: newScenario(t, header{hosts: 1, plugins: []string{"berth-net", "berth-vol"}}, run{"20.10", lab.Managed}),
 		random:   rand.New(rand.NewPCG(seed, 0)),
 		written:  map[string][]string{},
 	}
