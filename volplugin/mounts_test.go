@@ -245,7 +245,7 @@ func TestUnmanagedRemoveLooksForContainers(t *testing.T) {
 	assert.NilError(t, err)
 
 	for _, sub := range []string{"", "sub"} {
-		container := exec.Command("sleep", "60")
+		container := exec.CommandContext(t.Context(), "sleep", "60")
 		container.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 		target := t.TempDir()
 		// The bind is inherited by the container's namespace and then taken away here.

@@ -88,12 +88,12 @@ func decodeIntervals(list []nftables.SetElement) (members, error) {
 		if start.end {
 			return nil, fmt.Errorf("set %s: interval ends at %s without a start", setSources, start.addr)
 		}
-		last, top := start.addr, start.addr
+		var last netip.Addr
 		if i < len(edges) && edges[i].end {
 			last = edges[i].addr.Prev()
 			i++
 		} else if i == len(edges) {
-			last = lastOf(netip.PrefixFrom(top, 0))
+			last = lastOf(netip.PrefixFrom(start.addr, 0))
 		} else {
 			return nil, fmt.Errorf("set %s: interval from %s has no end", setSources, start.addr)
 		}

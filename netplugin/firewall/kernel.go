@@ -120,7 +120,7 @@ func (k *kernel) read(t table) (state, error) {
 	if err != nil || !chainsWhole {
 		return s, err
 	}
-	s.elements, err = k.readSets(t, of)
+	s.elements, err = k.readSets(of)
 	if err != nil {
 		return state{}, err
 	}
@@ -195,7 +195,7 @@ func sameRule(t table, want, have []expr.Any) (bool, error) {
 }
 
 // readSets returns nil when a set is missing or holds what Berth never puts there.
-func (k *kernel) readSets(t table, of *nftables.Table) (elements, error) {
+func (k *kernel) readSets(of *nftables.Table) (elements, error) {
 	sets, err := k.conn.GetSets(of)
 	if err != nil {
 		return nil, fmt.Errorf("list nftables sets: %w", err)
@@ -210,11 +210,19 @@ func (k *kernel) readSets(t table, of *nftables.Table) (elements, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list elements of nftables set %s: %w", name, err)
 		}
-		if out[name], err = decode(name, list); err != nil {
+		known, ok := recognise(name, list)
+		if !ok {
 			return nil, nil
 		}
+		out[name] = known
 	}
 	return out, nil
+}
+
+// recognise decodes a set; ok is false when it holds what Berth never puts there.
+func recognise(name setName, list []nftables.SetElement) (known members, ok bool) {
+	known, err := decode(name, list)
+	return known, err == nil
 }
 
 // change adds to the transaction what brings a table to what is wanted, and says

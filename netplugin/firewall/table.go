@@ -241,6 +241,7 @@ func (t table) set(of *nftables.Table, name setName) *nftables.Set {
 	switch name {
 	case setSame:
 		s.KeyType, s.Concatenation = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName), true
+	case setBridges, setOpen, setForeign:
 	case setSources:
 		s.KeyType, s.Interval, s.KeyByteOrder = t.addr, true, binaryutil.BigEndian
 	}

@@ -49,23 +49,16 @@ func (n num) next() num {
 	return num{n.hi + carry, lo}
 }
 
-// minus is n-m for m <= n.
-func (n num) minus(m num) num {
-	lo, borrow := bits.Sub64(n.lo, m.lo, 0)
-	hi, _ := bits.Sub64(n.hi, m.hi, borrow)
-	return num{hi, lo}
-}
-
 func (n num) less(m num) bool {
 	return n.hi < m.hi || n.hi == m.hi && n.lo < m.lo
 }
 
-// shr is n>>s for s from 1 to 63.
-func (n num) shr(s uint) num {
-	return num{n.hi >> s, n.lo>>s | n.hi<<(64-s)}
+// chunk is the number of the chunk that n is in.
+func (n num) chunk() num {
+	return num{n.hi >> chunkShift, n.lo>>chunkShift | n.hi<<(64-chunkShift)}
 }
 
-// shl is n<<s for s from 1 to 63.
-func (n num) shl(s uint) num {
-	return num{n.hi<<s | n.lo>>(64-s), n.lo << s}
+// firstOf is the first number in the chunk with the number n.
+func (n num) firstOf() num {
+	return num{n.hi<<chunkShift | n.lo>>(64-chunkShift), n.lo << chunkShift}
 }

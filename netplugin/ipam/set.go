@@ -23,13 +23,13 @@ type set struct {
 func newSet() set { return set{chunks: make(map[num]*chunk)} }
 
 func (s set) has(n num) bool {
-	c, ok := s.chunks[n.shr(chunkShift)]
+	c, ok := s.chunks[n.chunk()]
 	return ok && c.words[word(n)]&bit(n) != 0
 }
 
 // add reports whether n was not yet in the set.
 func (s set) add(n num) bool {
-	key := n.shr(chunkShift)
+	key := n.chunk()
 	c, ok := s.chunks[key]
 	if !ok {
 		c = &chunk{}
@@ -45,7 +45,7 @@ func (s set) add(n num) bool {
 
 // remove reports whether n was in the set.
 func (s set) remove(n num) bool {
-	key := n.shr(chunkShift)
+	key := n.chunk()
 	c, ok := s.chunks[key]
 	if !ok || c.words[word(n)]&bit(n) == 0 {
 		return false
@@ -62,18 +62,18 @@ func (s set) remove(n num) bool {
 // takes one step for each full chunk on the way.
 func (s set) free(first, last num) (num, bool) {
 	for n := first; !last.less(n); {
-		key := n.shr(chunkShift)
+		key := n.chunk()
 		c, ok := s.chunks[key]
 		if !ok {
 			return n, true
 		}
 		if c.count < chunkSize {
 			if at, ok := c.free(int(n.lo % chunkSize)); ok {
-				n = key.shl(chunkShift).or(num{lo: uint64(at)})
+				n = key.firstOf().or(num{lo: uint64(at)})
 				return n, !last.less(n)
 			}
 		}
-		n = key.next().shl(chunkShift)
+		n = key.next().firstOf()
 		if n == (num{}) {
 			break // past the highest address of all
 		}

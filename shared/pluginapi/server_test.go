@@ -309,8 +309,8 @@ func TestShutdownLetsRunningCallsFinish(t *testing.T) {
 	stopped := make(chan error)
 	go func() { stopped <- p.server.Shutdown(t.Context()) }()
 	select {
-	case <-stopped:
-		t.Fatal("shut down with a call running")
+	case err := <-stopped:
+		t.Fatalf("shut down with a call running: %v", err)
 	case <-time.After(50 * time.Millisecond):
 	}
 	close(release)

@@ -35,8 +35,7 @@ func InUse(ctx context.Context, data *rooted.Dir) (bool, error) {
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
-		pid, err := strconv.Atoi(proc.Name())
-		if err != nil {
+		if _, err := strconv.Atoi(proc.Name()); err != nil {
 			continue
 		}
 		// Processes end while we look; one that is gone uses nothing.
@@ -44,7 +43,7 @@ func InUse(ctx context.Context, data *rooted.Dir) (bool, error) {
 		if err != nil || seen[namespace] {
 			continue
 		}
-		mounts, err := mountinfo.PidMountInfo(pid)
+		mounts, err := mountsOf(proc.Name())
 		if err != nil {
 			continue
 		}
@@ -84,4 +83,14 @@ func inFilesystem(data *rooted.Dir) (device, root string, err error) {
 
 func deviceOf(info *mountinfo.Info) string {
 	return strconv.Itoa(info.Major) + ":" + strconv.Itoa(info.Minor)
+}
+
+// mountsOf lists the mounts of a process.
+func mountsOf(pid string) ([]*mountinfo.Info, error) {
+	f, err := os.Open(filepath.Join("/proc", pid, "mountinfo"))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return mountinfo.GetMountsFromReader(f, nil)
 }

@@ -96,7 +96,7 @@ func (d *Dir) Handle(name string) (*Dir, error) {
 	}
 	fd, err := unix.Openat(d.FD(), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		if err == unix.ENOTDIR || err == unix.ELOOP {
+		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 			err = d.notDir(name)
 		}
 		return nil, d.fail("open", name, err)
@@ -190,7 +190,7 @@ func (d *Dir) ReadFile(name string, limit int64) ([]byte, error) {
 		return nil, d.fail("read", name, err)
 	}
 	fd, err := unix.Openat(d.FD(), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
-	if err == unix.ELOOP {
+	if errors.Is(err, unix.ELOOP) {
 		err = ErrSymlink
 	}
 	if err != nil {
