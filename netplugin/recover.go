@@ -16,13 +16,16 @@ import (
 // is answered. What was half made is removed, since dockerd never got the answer;
 // what was half removed is removed; every other network is built again where it
 // is missing, as after a reboot. Endpoints whose link is gone stay: dockerd will
-// delete them, or Run does. Links of Berth that no record knows are removed.
+// delete them, or Run does. Links of Berth that no record knows are removed, unless
+// containers use them: then the records are most likely not those of this host, and
+// its rules are left as they are as well.
 //
 // A network that cannot be built does not keep the others from working: it is
 // logged, and tried again by Run and before its next endpoint. The error says
 // that the host could not be looked at.
 func (d *Driver) Recover(ctx context.Context) error {
-	if err := d.removeOrphans(); err != nil {
+	used, err := d.removeOrphans()
+	if err != nil {
 		return err
 	}
 	recs := d.store.allNetworks()
@@ -32,7 +35,9 @@ func (d *Driver) Recover(ctx context.Context) error {
 			ready = append(ready, rec.Spec)
 		}
 	}
-	if err := d.bridge.Restore(ctx, ready); err != nil {
+	if used {
+		d.log.Error("containers run on networks that the records do not know; is this the state directory they were made with? Their links and rules are left alone")
+	} else if err := d.bridge.Restore(ctx, ready); err != nil {
 		d.log.WithError(err).Error("rules of all networks could not be set at once; they are set one by one")
 	}
 	for _, rec := range recs {
@@ -47,12 +52,13 @@ func (d *Driver) Recover(ctx context.Context) error {
 }
 
 // removeOrphans removes links that carry Berth's mark and no record's ID: those of
-// a daemon that died after its record was removed, or of state that is gone.
-func (d *Driver) removeOrphans() error {
+// state that is gone. used reports that some are left because containers use them.
+func (d *Driver) removeOrphans() (used bool, _ error) {
 	owned, err := d.links.Owned()
 	if err != nil {
-		return err
+		return false, err
 	}
+	inUse := linksInUse(owned)
 	known := make(map[link.Owner]bool)
 	for _, net := range d.store.allNetworks() {
 		known[link.OfNetwork(net.Spec.ID)] = true
@@ -65,13 +71,30 @@ func (d *Driver) removeOrphans() error {
 			continue
 		}
 		log := d.log.WithFields(logrus.Fields{"link": l.Name, "owner": l.Owner.String()})
+		if inUse[l.Index] {
+			used = true
+			log.Warn("link of no network is in use by a container")
+			continue
+		}
 		if err := d.links.Delete(l.Name, l.Owner); err != nil {
 			log.WithError(err).Error("link of no network could not be removed")
 			continue
 		}
 		log.Warn("link of no network removed")
 	}
-	return nil
+	return used, nil
+}
+
+// linksInUse gives the indices of endpoints whose other end is in a container, and
+// of their bridges.
+func linksInUse(links []link.Link) map[int]bool {
+	used := make(map[int]bool)
+	for _, l := range links {
+		if l.Owner.Endpoint != "" && l.Peer == 0 {
+			used[l.Index], used[l.Master] = true, true
+		}
+	}
+	return used
 }
 
 // settle finishes what a request has left half done in a network, and repairs

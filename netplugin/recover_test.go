@@ -183,14 +183,33 @@ func TestLinksOfNoRecordAreRemoved(t *testing.T) {
 	e := newEnv(t)
 	mustNetwork(t, e, "net", "10.1.0.0/24")
 	for _, l := range []link.Link{
-		{Name: "bthlost", Kind: "bridge", Owner: link.OfNetwork("lost")},
-		{Name: "bvlost", Kind: "veth", Owner: link.OfEndpoint("lost")},
-		{Name: "half", Kind: "veth", Owner: link.Owner{Ours: true}},
+		{Name: "bthlost", Index: 101, Kind: "bridge", Owner: link.OfNetwork("lost")},
+		{Name: "bvlost", Index: 102, Kind: "veth", Peer: 7, Master: 101, Owner: link.OfEndpoint("lost")},
+		{Name: "half", Index: 103, Kind: "veth", Owner: link.Owner{Ours: true}},
 	} {
 		e.host.stray[l.Name] = l
 	}
 	e.restart()
 	assert.Equal(t, len(e.host.stray), 0)
+	e.healthy()
+}
+
+// A plugin that was enabled with another state directory must not cut containers off.
+func TestLinksOfNoRecordStayWhileContainersUseThem(t *testing.T) {
+	e := newEnv(t)
+	mustNetwork(t, e, "net", "10.1.0.0/24")
+	for _, l := range []link.Link{
+		{Name: "bthlive", Index: 101, Kind: "bridge", Owner: link.OfNetwork("live")},
+		{Name: "bvlive", Index: 102, Kind: "veth", Master: 101, Owner: link.OfEndpoint("live")},
+		{Name: "bthdead", Index: 103, Kind: "bridge", Owner: link.OfNetwork("dead")},
+	} {
+		e.host.stray[l.Name] = l
+	}
+	e.restart()
+	assert.Equal(t, len(e.host.stray), 2, "%v", e.host.stray)
+	_, ok := e.host.stray["bthdead"]
+	assert.Assert(t, !ok, "a bridge that nobody uses stays")
+	clear(e.host.stray)
 	e.healthy()
 }
 
