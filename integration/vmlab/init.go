@@ -1,6 +1,7 @@
 package vmlab
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -157,7 +158,7 @@ func prepareGuest(modules []string) error {
 		commands = append(commands, append([]string{"modprobe", "-a"}, modules...))
 	}
 	for _, argv := range commands {
-		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(context.Background(), argv[0], argv[1:]...).CombinedOutput(); err != nil {
 			return fmt.Errorf("%q: %w: %s", argv, err, out)
 		}
 	}

@@ -1,6 +1,7 @@
 package vmlab
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -75,7 +76,7 @@ func disk(t *testing.T, size int64) string {
 // must runs a command while the test cleans up, when its context is over.
 func must(t *testing.T, argv ...string) {
 	t.Helper()
-	if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(context.Background(), argv[0], argv[1:]...).CombinedOutput(); err != nil {
 		t.Errorf("%q: %v: %s", argv, err, out)
 	}
 }

@@ -38,7 +38,8 @@ type machine struct {
 	work  string // scratch directory, removed by the caller
 	test  string // what -test.run selects in the guest
 	opts  Options
-	shell string // path of the socket for a shell, or "" for none
+	shell string        // path of the socket for a shell, or "" for none
+	used  time.Duration // the guest's processor time, after run
 }
 
 // limit is how long the guest may live. One with a shell ends when its user wants.
@@ -68,7 +69,7 @@ func (m machine) build(ctx context.Context) error {
 // run boots the guest, copies what its test prints to live, and returns it when
 // the guest has powered off. An error says that there was no orderly end; it
 // carries the end of the guest's console.
-func (m machine) run(ctx context.Context, live io.Writer) ([]byte, error) {
+func (m *machine) run(ctx context.Context, live io.Writer) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.limit(), fmt.Errorf("it did not end within %s", m.limit()))
 	defer cancel()
 	initrd := filepath.Join(m.work, "initrd")
@@ -117,6 +118,9 @@ func (m machine) run(ctx context.Context, live io.Writer) ([]byte, error) {
 	var out bytes.Buffer
 	_, copyErr := io.Copy(io.MultiWriter(&out, live), noCarriageReturns{reports})
 	runErr := errors.Join(copyErr, cmd.Wait())
+	if used := cmd.ProcessState; used != nil {
+		m.used = used.UserTime() + used.SystemTime()
+	}
 	if ctxErr := context.Cause(ctx); ctxErr != nil {
 		runErr = fmt.Errorf("guest was stopped: %w", ctxErr)
 	}
@@ -176,6 +180,9 @@ func (m machine) writePayload(ctx context.Context) (string, error) {
 		return "", err
 	}
 	for name, src := range m.opts.Files {
+		if _, err := os.Stat(src); err != nil {
+			return "", fmt.Errorf("file for the guest: %w (./scripts/build-plugin makes what is in build)", err)
+		}
 		dst := filepath.Join(tree, name)
 		if err := os.MkdirAll(filepath.Dir(dst), 0o755); err != nil {
 			return "", err

@@ -32,6 +32,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/berth-plugin/berth/integration/vmlab/guest"
 )
 
 // Dir is where the guest finds what Options.Files brought along.
@@ -74,6 +76,7 @@ func (o Options) timeout() time.Duration {
 // Main runs a package's tests; as the first process of a guest it sets the guest
 // up instead, runs the one test it was booted for, and powers off.
 func Main(m *testing.M) {
+	guest.Init()
 	if os.Getpid() == 1 {
 		runInit()
 	}
@@ -103,8 +106,8 @@ func InGuest(t *testing.T, opts Options, scenario func(t *testing.T)) {
 	}
 	buildDone := time.Now()
 	out, err := m.run(ctx, t.Output())
-	t.Logf("image %.1f s, build %.1f s, guest %.1f s",
-		imageDone.Sub(started).Seconds(), buildDone.Sub(imageDone).Seconds(), time.Since(buildDone).Seconds())
+	t.Logf("image %.1f s, build %.1f s, guest %.1f s and %.1f s of processor time", imageDone.Sub(started).Seconds(),
+		buildDone.Sub(imageDone).Seconds(), time.Since(buildDone).Seconds(), m.used.Seconds())
 	report(t, out, err)
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 type Daemon struct {
 	node string
 	name string
+	log  string // path of the file with its output
 	cmd  *exec.Cmd
 	done chan struct{} // closed when the process has ended
 }
@@ -31,7 +33,7 @@ func (n *Node) Start(name string, argv ...string) *Daemon {
 		n.t.Fatal(err)
 	}
 	// The process lives until the VM ends, beyond the test's context.
-	d := &Daemon{node: n.Name, name: name, cmd: n.command(context.Background(), argv...), done: make(chan struct{})}
+	d := &Daemon{node: n.Name, name: name, log: path, cmd: n.command(context.Background(), argv...), done: make(chan struct{})}
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	if err := d.cmd.Start(); err != nil {
 		n.t.Fatalf("%s: start %s: %v", n.Name, name, err)
@@ -50,9 +52,9 @@ func (n *Node) Start(name string, argv ...string) *Daemon {
 }
 
 // Signal sends a signal to the daemon.
-func (d *Daemon) Signal(t testing.TB, sig os.Signal) {
+func (d *Daemon) Signal(t testing.TB, sig syscall.Signal) {
 	t.Helper()
-	if err := d.cmd.Process.Signal(sig); err != nil {
+	if err := signalInner(d.cmd, sig); err != nil {
 		t.Fatalf("%s: signal %s: %v", d.node, d.name, err)
 	}
 }
@@ -62,6 +64,16 @@ func (d *Daemon) Stop(t testing.TB) {
 	t.Helper()
 	d.Signal(t, unix.SIGTERM)
 	d.WaitEnd(t)
+}
+
+// Log is what the daemon has said until now, over all its starts.
+func (d *Daemon) Log(t testing.TB) string {
+	t.Helper()
+	text, err := os.ReadFile(d.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
 
 // WaitEnd waits for the daemon's end.

@@ -5,17 +5,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"os"
-	"runtime"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/vishvananda/netns"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/volume"
+	"github.com/docker/docker/client"
 )
 
 // Image is the name of the image that StartEngine imports: busybox and links for
@@ -40,8 +37,16 @@ func (n *Node) StartEngine() {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	if r := n.TryWithInput(archive, "docker", "import", "-", Image); r.Err != nil {
-		n.t.Fatalf("%s: import %s: %v\n%s", n.Name, Image, r.Err, r.Out)
+	c := n.engine()
+	defer c.Close()
+	source := image.ImportSource{Source: archive, SourceName: "-"}
+	answer, err := c.ImageImport(n.t.Context(), source, Image, image.ImportOptions{})
+	if err == nil {
+		_, err = io.Copy(io.Discard, answer)
+		err = errors.Join(err, answer.Close())
+	}
+	if err != nil {
+		n.t.Fatalf("%s: import %s: %v", n.Name, Image, err)
 	}
 }
 
@@ -59,114 +64,73 @@ func (n *Node) DockerFails(line string, limit time.Duration, words ...string) st
 	return n.MustFail(limit, words, append([]string{"docker"}, strings.Fields(line)...)...)
 }
 
-func (n *Node) engineAnswers() bool {
-	client := http.Client{
-		Timeout: 5 * time.Second,
-		Transport: &http.Transport{
-			DisableKeepAlives: true,
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				var dialer net.Dialer
-				return dialer.DialContext(ctx, "unix", n.Path("/run/docker.sock"))
-			},
-		},
-	}
-	answer, err := client.Get("http://docker/_ping")
+// engine is a client of the node's engine, for what no user waits for: a docker
+// command alone takes more than a second of the processor under emulation.
+func (n *Node) engine() *client.Client {
+	n.t.Helper()
+	c, err := client.NewClientWithOpts(client.WithHost("unix://"+n.Path("/run/docker.sock")), client.WithAPIVersionNegotiation())
 	if err != nil {
-		return false
+		n.t.Fatal(err)
 	}
-	return answer.Body.Close() == nil && answer.StatusCode == http.StatusOK
+	return c
+}
+
+func (n *Node) engineAnswers() bool {
+	c := n.engine()
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(n.t.Context(), 5*time.Second)
+	defer cancel()
+	_, err := c.Ping(ctx)
+	return err == nil
+}
+
+// Volumes asks the engine for all volumes, as `docker volume ls` does, and returns
+// their drivers by name. It fails when the answer takes longer than limit.
+func (n *Node) Volumes(limit time.Duration) map[string]string {
+	n.t.Helper()
+	c := n.engine()
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(n.t.Context(), limit)
+	defer cancel()
+	list, err := c.VolumeList(ctx, volume.ListOptions{})
+	if err != nil {
+		n.t.Fatalf("%s: list volumes: %v", n.Name, err)
+	}
+	drivers := map[string]string{}
+	for _, v := range list.Volumes {
+		drivers[v.Name] = strings.TrimSuffix(v.Driver, ":latest")
+	}
+	return drivers
 }
 
 // busyboxArchive is the file tree of Image as a tar archive.
-func busyboxArchive() (string, error) {
+func busyboxArchive() (io.Reader, error) {
 	binary, err := os.ReadFile("/bin/busybox")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
 	for _, dir := range []string{"bin/", "etc/", "tmp/", "www/"} {
 		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
 	head := &tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755, Size: int64(len(binary))}
 	if err := w.WriteHeader(head); err != nil {
-		return "", err
+		return nil, err
 	}
 	if _, err := w.Write(binary); err != nil {
-		return "", err
+		return nil, err
 	}
 	for _, name := range []string{"sh", "cat", "cp", "echo", "httpd", "ls", "mkdir", "rm", "sleep", "sync", "true", "wget"} {
 		link := &tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + name, Linkname: "busybox", Mode: 0o777}
 		if err := w.WriteHeader(link); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
 	if err := w.Close(); err != nil {
-		return "", err
+		return nil, err
 	}
-	return out.String(), nil
-}
-
-// Fetch gets a page from a server on the LAN as a program of the node does,
-// asking again while the server starts.
-func (n *Node) Fetch(addr string, port int, page string) string {
-	n.t.Helper()
-	url := fmt.Sprintf("http://%s/%s", net.JoinHostPort(addr, strconv.Itoa(port)), page)
-	client := http.Client{
-		Timeout:   10 * time.Second,
-		Transport: &http.Transport{DisableKeepAlives: true, DialContext: n.dial},
-	}
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		text, err := get(client, url)
-		if err == nil {
-			return text
-		}
-		if time.Now().After(end) {
-			n.t.Fatalf("%s: %v", n.Name, err)
-		}
-	}
-}
-
-func get(client http.Client, url string) (string, error) {
-	answer, err := client.Get(url)
-	if err != nil {
-		return "", err
-	}
-	text, err := io.ReadAll(answer.Body)
-	if err := errors.Join(err, answer.Body.Close()); err != nil {
-		return "", err
-	}
-	if answer.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("get %s: %s", url, answer.Status)
-	}
-	return string(text), nil
-}
-
-// dial connects from the node's network namespace. A socket belongs to the
-// namespace of the thread that made it, so the thread is given up afterwards.
-func (n *Node) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	type result struct {
-		conn net.Conn
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		ns, err := netns.GetFromPid(n.pid)
-		if err != nil {
-			done <- result{err: err}
-			return
-		}
-		if err := errors.Join(netns.Set(ns), ns.Close()); err != nil {
-			done <- result{err: err}
-			return
-		}
-		var dialer net.Dialer
-		conn, err := dialer.DialContext(ctx, network, addr)
-		done <- result{conn, err}
-	}()
-	r := <-done
-	return r.conn, r.err
+	return &out, nil
 }

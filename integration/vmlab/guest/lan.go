@@ -11,11 +11,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // LAN is one Ethernet segment, a bridge in a network namespace of its own, and
@@ -35,8 +32,9 @@ func NewLAN(t testing.TB) *LAN {
 	return lan
 }
 
-// Node is a machine of the LAN: namespaces for network, mounts and host name, an
-// own /run, and own directories for what engines and Berth keep in /var/lib.
+// Node is a machine of the LAN: namespaces for processes, network, mounts and host
+// name, an own /run, and own directories for what engines and Berth keep in
+// /var/lib.
 // Its methods are for one goroutine at a time.
 type Node struct {
 	Name string
@@ -51,40 +49,26 @@ type Node struct {
 // NewNode connects a further machine to the LAN.
 func (l *LAN) NewNode(t testing.TB, name string) *Node {
 	t.Helper()
-	// The namespaces live as long as this process.
-	holder := exec.Command("sleep", "infinity")
-	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWUTS}
-	if err := holder.Start(); err != nil {
+	dir := filepath.Join("/nodes", name)
+	init, err := startInit(name, dir)
+	if err != nil {
 		t.Fatalf("node %s: %v", name, err)
 	}
 	l.nodes++
 	n := &Node{
 		Name: name,
 		Addr: fmt.Sprintf("10.77.0.%d", l.nodes),
-		pid:  holder.Process.Pid,
-		dir:  filepath.Join("/nodes", name),
+		pid:  init.Pid,
+		dir:  dir,
 		t:    t,
 		vm:   t,
 	}
-	n.Must("mount", "--make-rprivate", "/")
-	n.Must("mount", "-t", "sysfs", "sysfs", "/sys")
-	n.Must("mount", "-t", "cgroup2", "cgroup2", "/sys/fs/cgroup")
-	n.Must("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
-	n.Must("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/etc/docker")
-	for _, dir := range []string{"/var/lib/containerd", "/var/lib/docker", "/var/lib/berth", "/srv"} {
-		own := filepath.Join(n.dir, dir)
-		n.Must("mkdir", "-p", own, dir)
-		n.Must("mount", "--bind", own, dir)
-	}
-	n.Must("mount", "--make-rshared", "/")
-	n.Must("hostname", name)
-
-	pid, port := strconv.Itoa(n.pid), "to-"+name
-	must(t, "ip", "-n", l.netns, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", pid)
-	must(t, "ip", "-n", l.netns, "link", "set", port, "master", "br0", "up")
-	n.Must("ip", "link", "set", "lo", "up")
-	n.Must("ip", "link", "set", "eth0", "up")
+	must(t, "ip", "-n", l.netns, "link", "add", "to-"+name, "master", "br0",
+		"type", "veth", "peer", "name", "eth0", "netns", strconv.Itoa(n.pid))
+	must(t, "ip", "-n", l.netns, "link", "set", "to-"+name, "up")
 	n.Must("ip", "address", "add", n.Addr+"/24", "dev", "eth0")
+	n.Must("ip", "link", "set", "eth0", "up")
+	n.Must("ip", "link", "set", "lo", "up")
 	return n
 }
 
@@ -123,12 +107,6 @@ func (n *Node) WriteFile(path, text string) {
 	}
 }
 
-// command is argv as a process of the node.
-func (n *Node) command(ctx context.Context, argv ...string) *exec.Cmd {
-	target := strconv.Itoa(n.pid)
-	return exec.CommandContext(ctx, "nsenter", append([]string{"--target", target, "--net", "--mount", "--uts", "--"}, argv...)...)
-}
-
 // Result is how a command of a node ended.
 type Result struct {
 	Out  string // standard output and standard error, without the last newline
@@ -142,34 +120,25 @@ const commandLimit = 100 * time.Second
 // Try runs a command on the node.
 func (n *Node) Try(argv ...string) Result {
 	n.t.Helper()
-	return n.TryWithInput("", argv...)
+	return n.TryFor(commandLimit, argv...)
 }
 
 // TryFor is Try with a limit of the caller's; a command that is stopped at the
 // limit has context.DeadlineExceeded in Err.
 func (n *Node) TryFor(limit time.Duration, argv ...string) Result {
 	n.t.Helper()
-	return n.try(limit, "", argv)
-}
-
-// TryWithInput is Try with a text on standard input.
-func (n *Node) TryWithInput(input string, argv ...string) Result {
-	n.t.Helper()
-	return n.try(commandLimit, input, argv)
-}
-
-func (n *Node) try(limit time.Duration, input string, argv []string) Result {
 	ctx, cancel := context.WithTimeout(n.t.Context(), limit)
 	defer cancel()
 	cmd := n.command(ctx, argv...)
 	cmd.WaitDelay = time.Second
-	cmd.Stdin = strings.NewReader(input)
 	began := time.Now()
 	out, err := cmd.CombinedOutput()
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
-	return Result{Out: strings.TrimRight(string(out), "\n"), Err: err, Took: time.Since(began)}
+	took := time.Since(began)
+	n.t.Logf("%s# %s (%.1f s)", n.Name, strings.Join(argv, " "), took.Seconds())
+	return Result{Out: strings.TrimRight(string(out), "\n"), Err: err, Took: took}
 }
 
 // Must runs a command on the node that has to succeed and returns its output.
