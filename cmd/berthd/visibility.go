@@ -2,12 +2,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -15,18 +14,19 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/berth-plugin/berth/shared/fault"
-	"github.com/berth-plugin/berth/volplugin/mount"
 )
 
 const (
-	// mostStarts is how often in ten minutes a plugin whose mounts do not reach
-	// the host starts anew. After that it is taken that the host's first process
-	// does not share mounts with dockerd and tells nothing.
-	mostStarts = 4
-	startsTime = 10 * time.Minute
-	// startsFile is in the plugin's own file system, which outlives its process
-	// and no more is needed.
-	startsFile = "/run/berth-starts.json"
+	// mostStarts is how often in a row a plugin whose mounts do not reach the host
+	// starts anew. If that does not help, the host's first process does not share
+	// its mounts with dockerd and cannot tell.
+	mostStarts = 2
+	// lookAway is for how long after a start dockerd does not hear that the plugin
+	// has ended, if it is not the first start: it would disable the plugin.
+	lookAway = 2 * time.Second
+	// startsFile counts the starts, in the plugin's own file system, which outlives
+	// the process.
+	startsFile = "/run/berth-starts"
 	// quickLook and slowLook are how often the mounts are looked at in the first
 	// moments, in which a dockerd that was killed may still unmount what it thinks
 	// is the old plugin's, and later.
@@ -37,68 +37,79 @@ const (
 // plugin started anew when not: dockerd then makes the propagated mount again. Its
 // methods may be called concurrently.
 type visibility struct {
-	stage *mount.Stage
-	log   *logrus.Entry
-	// file holds the times at which the plugin was started anew, as JSON.
+	// seen is mount.Stage's.
+	seen func() (seen, known bool, err error)
+	log  *logrus.Entry
+	// file holds how often the plugin was started anew since the mounts were seen.
 	file      string
+	begin     time.Time
 	startAnew func()
 
 	mu sync.Mutex
-	// ending is set once startAnew was called. Guarded by mu.
-	ending bool
+	// ending is set once startAnew was called, givenUp when the host cannot tell.
+	// Both are guarded by mu.
+	ending, givenUp bool
 }
 
 // check returns an error when the host does not see the mounts. The process ends
 // soon afterwards.
 func (v *visibility) check() error {
-	seen, known, err := v.stage.Seen()
-	if err != nil {
+	seen, known, err := v.seen()
+	if err != nil || !known {
 		return err
-	}
-	if seen || !known {
-		return nil
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if !v.ending {
-		if v.ending, err = v.countStart(); err != nil || !v.ending {
-			return err
+	if seen {
+		v.givenUp = false
+		if err := os.Remove(v.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("count starts: %w", err)
 		}
+		return nil
+	}
+	if v.givenUp {
+		return nil
+	}
+	starts, err := v.starts()
+	if err != nil {
+		return err
+	}
+	if starts >= mostStarts && !v.ending {
+		v.givenUp = true
+		v.log.Warn("the host's list of mounts does not show what the plugin mounts, and starting anew did not help; it is not looked at any more")
+		return nil
+	}
+	if !v.ending && (starts == 0 || time.Since(v.begin) > lookAway) {
+		if err := renameio.WriteFile(v.file, []byte(strconv.Itoa(starts+1)), 0o600); err != nil {
+			return fmt.Errorf("count starts: %w", err)
+		}
+		v.ending = true
 		v.startAnew()
 	}
 	return fault.Unavailable("the host does not see what the plugin mounts; the plugin is starting anew, try again")
 }
 
-// countStart notes one more start, unless there were too many.
-func (v *visibility) countStart() (bool, error) {
-	var times []time.Time
+// starts reads the count. A file that holds none counts as one start, so that what
+// follows is bounded.
+func (v *visibility) starts() (int, error) {
 	text, err := os.ReadFile(v.file)
-	if err == nil {
-		err = json.Unmarshal(text, &times)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return false, fmt.Errorf("count starts: %w", err)
+	if err != nil {
+		return 0, fmt.Errorf("count starts: %w", err)
 	}
-	now := time.Now()
-	times = slices.DeleteFunc(times, func(t time.Time) bool { return now.Sub(t) > startsTime || t.After(now) })
-	if len(times) >= mostStarts {
-		return false, nil
+	if n, err := strconv.Atoi(string(text)); err == nil {
+		return n, nil
 	}
-	if text, err = json.Marshal(append(times, now)); err != nil {
-		return false, fmt.Errorf("count starts: %w", err)
-	}
-	if err := renameio.WriteFile(v.file, text, 0o600); err != nil {
-		return false, fmt.Errorf("count starts: %w", err)
-	}
-	return true, nil
+	return 1, nil
 }
 
 // watch checks until ctx ends.
 func (v *visibility) watch(ctx context.Context) {
-	begin := time.Now()
 	for {
 		pause := slowLook
-		if time.Since(begin) < moments {
+		if time.Since(v.begin) < moments {
 			pause = quickLook
 		}
 		select {

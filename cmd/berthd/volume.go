@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/berth-plugin/berth/volplugin"
 	"github.com/berth-plugin/berth/volplugin/mount"
@@ -34,11 +35,12 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 			return started{}, err
 		}
 		v := &visibility{
-			stage: stage, log: d.log, file: startsFile,
+			seen: stage.Seen, log: d.log, file: startsFile, begin: time.Now(),
 			startAnew: func() { d.end(errStartAnew) },
 		}
+		// The driver starts all the same: only Mount needs the host to see.
 		if err := v.check(); err != nil {
-			return started{}, err
+			d.log.WithError(err).Error("mounts")
 		}
 		cfg.MountBase, cfg.CheckMounts, watch = stage.Base(), v.check, v.watch
 	}
