@@ -83,7 +83,7 @@ func (d *Driver) data(name string) (volume.Record, *rooted.Dir, error) {
 		return volume.Record{}, nil, fault.NotFound("volume %s does not exist: the root %s is new", name, d.cfg.Root)
 	}
 	if err != nil {
-		return volume.Record{}, nil, err
+		return volume.Record{}, nil, fmt.Errorf("volume %s: %w", name, err)
 	}
 	defer root.Close()
 	rec, err := root.Record(name)
