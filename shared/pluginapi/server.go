@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -261,10 +262,18 @@ type errorBody struct {
 	Err string
 }
 
+// reply sends the whole answer before it returns, length first: a call counts as
+// answered then, and Shutdown may close its connection.
 func reply(w http.ResponseWriter, status int, body any) {
-	w.Header().Set("Content-Type", sdk.DefaultContentTypeV1_1)
-	if status != http.StatusOK {
-		w.WriteHeader(status)
+	text, err := json.Marshal(body)
+	if err != nil {
+		// The answers are structs of this package and of the helpers.
+		panic(fmt.Sprintf("encode %T: %v", body, err))
 	}
-	sdk.EncodeResponse(w, body, false)
+	w.Header().Set("Content-Type", sdk.DefaultContentTypeV1_1)
+	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+	w.WriteHeader(status)
+	// dockerd may have hung up; there is nobody to tell.
+	_, _ = w.Write(text)
+	_ = http.NewResponseController(w).Flush()
 }
