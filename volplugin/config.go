@@ -45,9 +45,7 @@ type Config struct {
 	HostID string
 	// BootID changes with each boot of the host; nil reads the kernel's.
 	BootID func() (string, error)
-	// Scope is what Capabilities reports, "local" (also for "") or "global".
-	Scope string
-	Log   *logrus.Entry
+	Log    *logrus.Entry
 	// Now is the clock for what is recorded; nil is time.Now.
 	Now func() time.Time
 
@@ -66,13 +64,6 @@ func (c *Config) complete() error {
 	c.Root = filepath.Clean(c.Root)
 	if c.DB == nil {
 		return fault.Invalid("volumes need a state file")
-	}
-	switch c.Scope {
-	case "":
-		c.Scope = "local"
-	case "local", "global":
-	default:
-		return fault.Invalid("volume scope %q: want local or global", c.Scope)
 	}
 	if c.Log == nil {
 		c.Log = logrus.NewEntry(logrus.StandardLogger())

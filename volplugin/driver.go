@@ -220,11 +220,6 @@ func (d *Driver) List(ctx context.Context) (*api.ListResponse, error) {
 	return &api.ListResponse{Volumes: list}, nil
 }
 
-// Capabilities answers VolumeDriver.Capabilities, the call dockerd sends most.
-func (d *Driver) Capabilities(context.Context) (*api.CapabilitiesResponse, error) {
-	return &api.CapabilitiesResponse{Capabilities: api.Capability{Scope: d.cfg.Scope}}, nil
-}
-
 // mountpoint is the path dockerd gets, whether or not it is mounted.
 func (d *Driver) mountpoint(name string) string {
 	if d.binder == nil {

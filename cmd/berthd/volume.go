@@ -27,7 +27,7 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 		return started{}, err
 	}
 	open.add(db.Close)
-	cfg := volplugin.Config{Root: d.dataDir, DB: db, Scope: d.settings.Scope, Log: d.log}
+	cfg := volplugin.Config{Root: d.dataDir, DB: db, Log: d.log}
 	watch := func(context.Context) {}
 	if d.mountsDir != "" {
 		stage, err := mount.OpenStage(d.mountsDir, d.hostMounts)
