@@ -66,9 +66,16 @@ func (d *Driver) containerGone(rec endpointRecord) (bool, error) {
 	return d.isGone(rec, links), nil
 }
 
-func (d *Driver) logGone(rec endpointRecord) {
+// removeDead removes an endpoint whose container is gone. The caller has locked the
+// network.
+func (d *Driver) removeDead(ctx context.Context, net options.Network, rec endpointRecord) error {
+	if err := d.removeEndpoint(ctx, net, rec); err != nil {
+		return err
+	}
+	d.collected.Add(1)
 	d.log.WithField("network", rec.Spec.NetworkID).WithField("endpoint", rec.Spec.ID).
 		Warn("endpoint's container is gone and dockerd did not say so; removed")
+	return nil
 }
 
 // deadSince notes that an endpoint was found without a container and returns
@@ -128,8 +135,7 @@ func (d *Driver) removeGone(ctx context.Context, rec endpointRecord) error {
 	if err != nil || !gone {
 		return err
 	}
-	d.logGone(rec)
-	return d.removeEndpoint(ctx, net.Spec, rec)
+	return d.removeDead(ctx, net.Spec, rec)
 }
 
 // makeRoom tries to free an address after a request failed with err: that of an
@@ -197,6 +203,7 @@ func (d *Driver) repairNetwork(ctx context.Context, net options.Network) error {
 			continue
 		}
 		errs = append(errs, during("endpoint "+short(rec.Spec.ID), d.bridge.EnsureEndpoint(ctx, net, rec.Spec)))
+		d.repairPorts(ctx, net, rec)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err

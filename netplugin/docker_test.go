@@ -100,7 +100,29 @@ func (e *testEnv) run(n *dockerNet, name, ip string) (*container, error) {
 	if err := e.move(c, joined.InterfaceName.SrcName); err != nil {
 		return nil, errors.Join(err, e.stop(c))
 	}
+	if err := e.program(c, port{to: 80}); err != nil {
+		return nil, errors.Join(err, e.stop(c))
+	}
 	return c, nil
+}
+
+// A port is one that a user publishes; from 0 is any.
+type port struct{ from, to int }
+
+// program does what dockerd does when the endpoint becomes its container's gateway.
+func (e *testEnv) program(c *container, ports ...port) error {
+	portmap := make([]any, 0, len(ports))
+	for _, p := range ports {
+		portmap = append(portmap, map[string]any{
+			"Proto": 6.0, "IP": "", "Port": float64(p.to), "HostIP": "0.0.0.0", "HostPort": float64(p.from), "HostPortEnd": float64(p.from),
+		})
+	}
+	return e.net.ProgramExternalConnectivity(e.t.Context(), &network.ProgramExternalConnectivityRequest{
+		NetworkID: c.net.id, EndpointID: c.endpoint, Options: map[string]any{
+			"com.docker.network.endpoint.exposedports": []any{map[string]any{"Proto": 6.0, "Port": 80.0}},
+			"com.docker.network.portmap":               portmap,
+		},
+	})
 }
 
 func (c *container) request() *network.CreateEndpointRequest {

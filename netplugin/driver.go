@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -30,9 +31,17 @@ import (
 // and forgets them after the last Remove.
 type Mode interface {
 	// Restore is called once, before all others: it lets the traffic of
-	// networks that are up go on while they are ensured one by one, and
-	// forgets all others.
-	Restore(context.Context, []options.Network) error
+	// networks and published ports that are up go on while they are ensured
+	// one by one, and forgets all others.
+	Restore(context.Context, []options.Network, []options.Endpoint) error
+	// Adopt completes the spec of a network that is about to be made by what
+	// is on the host: an MTU that the user left open, a bridge that exists. It
+	// changes nothing.
+	Adopt(context.Context, options.Network) (options.Network, error)
+	// Drift says in words, by network ID, what somebody has changed on
+	// networks that were ensured. Those that are as they should be, or that
+	// nothing is known of, are left out.
+	Drift([]options.Network) (map[string]string, error)
 	// EnsureNetwork makes the network or repairs it. After an error some of
 	// it may exist; the driver then calls RemoveNetwork.
 	EnsureNetwork(context.Context, options.Network) error
@@ -41,8 +50,18 @@ type Mode interface {
 	// EnsureEndpoint makes the endpoint of a network that exists or repairs
 	// it. The container's end may have moved into the container.
 	EnsureEndpoint(context.Context, options.Network, options.Endpoint) error
-	// RemoveEndpoint removes the endpoint. Its network may be gone.
+	// RemoveEndpoint removes the endpoint with its published ports. Its network
+	// may be gone.
 	RemoveEndpoint(context.Context, options.Network, options.Endpoint) error
+	// ReservePorts picks and holds host ports for what an endpoint that exists
+	// wants to publish, in the place of those it holds. Nothing but this process
+	// keeps them.
+	ReservePorts(context.Context, options.Network, options.Endpoint, []options.PortRequest) ([]options.PublishedPort, error)
+	// EnsurePorts makes the endpoint's Ports work and no others of it. It may
+	// fail for some and still serve the rest.
+	EnsurePorts(context.Context, options.Network, options.Endpoint) error
+	// RemovePorts ends the publishing and lets go of the ports.
+	RemovePorts(context.Context, options.Network, options.Endpoint) error
 }
 
 // Links is what the driver asks the host. *link.Handle has it.
@@ -95,6 +114,12 @@ type Driver struct {
 	// dead are the endpoints whose link was found missing or unused, and
 	// since when. Guarded by mu.
 	dead map[string]time.Time
+	// unserved are the endpoints of which some ports are not published, since
+	// somebody else has them. Guarded by mu.
+	unserved map[string]bool
+	// collected counts endpoints that were removed because their container was
+	// gone.
+	collected atomic.Int64
 }
 
 // New reads the records. The error is unavailable when they are damaged.
@@ -122,6 +147,7 @@ func New(cfg Config) (*Driver, error) {
 		locks:     keylock.New(),
 		broken:    make(map[string]bool),
 		dead:      make(map[string]time.Time),
+		unserved:  make(map[string]bool),
 	}, nil
 }
 

@@ -233,26 +233,6 @@ func TestNetworksThatCannotBeBesideEachOther(t *testing.T) {
 	assert.NilError(t, err, "a refused network leaves its subnet free")
 }
 
-func TestPublishedPortsAreRefused(t *testing.T) {
-	e := newEnv(t)
-	program := func(opts map[string]any) error {
-		return e.net.ProgramExternalConnectivity(t.Context(), &network.ProgramExternalConnectivityRequest{
-			NetworkID: id("net"), EndpointID: id("c"), Options: opts,
-		})
-	}
-	assert.NilError(t, program(nil))
-	assert.NilError(t, program(map[string]any{
-		"com.docker.network.endpoint.exposedports": []any{map[string]any{"Proto": 6.0, "Port": 80.0}},
-		"com.docker.network.portmap":               []any{},
-	}))
-	err := program(map[string]any{"com.docker.network.portmap": []any{
-		map[string]any{"Proto": 17.0, "IP": "", "Port": 53.0, "HostIP": "::1", "HostPort": 5300.0, "HostPortEnd": 5310.0},
-		map[string]any{"Proto": 6.0, "IP": "", "Port": 80.0, "HostIP": "", "HostPort": 8080.0, "HostPortEnd": 8080.0},
-		map[string]any{"Proto": 6.0, "IP": "", "Port": 81.0, "HostIP": "", "HostPort": 0.0, "HostPortEnd": 0.0},
-	}})
-	assert.Error(t, err, "publishing ports is not supported yet: 8080->80/tcp, [::1]:5300-5310->53/udp, any->81/tcp; start the container without -p and -P")
-}
-
 func TestAutomaticPoolsKeepClearOfTheHostAndOtherNetworks(t *testing.T) {
 	e := newEnv(t)
 	e.host.routes = []link.Route{

@@ -82,6 +82,7 @@ func (d *Driver) createEndpoint(ctx context.Context, net options.Network, spec o
 // sameEndpoint compares a repeated request with what was recorded.
 func sameEndpoint(rec endpointRecord, spec options.Endpoint) error {
 	spec.HostLink, spec.ContainerLink = rec.Spec.HostLink, rec.Spec.ContainerLink
+	spec.Ports, spec.NoProxy6to4 = rec.Spec.Ports, rec.Spec.NoProxy6to4
 	if !reflect.DeepEqual(rec.Spec, spec) {
 		return fault.Conflict("endpoint %s exists with another address, MAC address or name", short(spec.ID))
 	}
@@ -107,8 +108,7 @@ func (d *Driver) freeAddresses(ctx context.Context, net options.Network, spec op
 			if !gone {
 				return fault.Conflict("address %s is in use by endpoint %s", addr, short(other.Spec.ID))
 			}
-			d.logGone(other)
-			if err := d.removeEndpoint(ctx, net, other); err != nil {
+			if err := d.removeDead(ctx, net, other); err != nil {
 				return during("remove endpoint "+short(other.Spec.ID)+" of a container that is gone", err)
 			}
 			break
@@ -163,6 +163,7 @@ func (d *Driver) removeEndpoint(ctx context.Context, net options.Network, rec en
 		return err
 	}
 	d.alive(rec.Spec.ID)
+	d.setUnserved(rec.Spec.ID, false)
 	return d.store.dropEndpoint(rec.Spec)
 }
 
@@ -196,8 +197,9 @@ func (d *Driver) Join(ctx context.Context, req *network.JoinRequest) (*pluginapi
 			},
 			DstName: rec.Spec.ContainerName,
 		},
-		Gateway:     gateway(net.Spec, rec.Spec.IPv4),
-		GatewayIPv6: gateway(net.Spec, rec.Spec.IPv6),
+		Gateway:      gateway(net.Spec, rec.Spec.IPv4),
+		GatewayIPv6:  gateway(net.Spec, rec.Spec.IPv6),
+		StaticRoutes: staticRoutes(net.Spec, rec.Spec),
 	}
 	// Without this dockerd connects the container to its docker_gwbridge,
 	// which nobody asked for.
@@ -212,23 +214,24 @@ func gateway(net options.Network, addr netip.Prefix) string {
 		return ""
 	}
 	subnet, ok := net.SubnetOf(addr.Addr())
-	if !ok || !subnet.Gateway.IsValid() {
+	if !ok || !subnet.DefaultGateway().IsValid() {
 		return ""
 	}
-	return subnet.Gateway.String()
+	return subnet.DefaultGateway().String()
 }
 
-// Leave answers NetworkDriver.Leave. The link is still in the container; dockerd
-// brings it back before DeleteEndpoint, which removes it.
-func (d *Driver) Leave(context.Context, *network.LeaveRequest) error { return nil }
-
-// ProgramExternalConnectivity answers NetworkDriver.ProgramExternalConnectivity.
-// Ports that a container exposes need nothing; ports to publish are refused.
-func (d *Driver) ProgramExternalConnectivity(_ context.Context, req *network.ProgramExternalConnectivityRequest) error {
-	return options.CheckPorts(req.Options)
-}
-
-// RevokeExternalConnectivity answers NetworkDriver.RevokeExternalConnectivity.
-func (d *Driver) RevokeExternalConnectivity(context.Context, *network.RevokeExternalConnectivityRequest) error {
-	return nil
+// staticRoutes are the routes that the endpoint gets beside its gateway. Engine 26
+// crashes on an empty destination, which options refuses.
+func staticRoutes(net options.Network, ep options.Endpoint) []*network.StaticRoute {
+	// As dockerd numbers them.
+	const viaNextHop, onLink = 0, 1
+	var routes []*network.StaticRoute
+	for _, r := range net.RoutesOf(ep) {
+		route := &network.StaticRoute{Destination: r.Destination.String(), RouteType: onLink}
+		if r.NextHop.IsValid() {
+			route.RouteType, route.NextHop = viaNextHop, r.NextHop.String()
+		}
+		routes = append(routes, route)
+	}
+	return routes
 }

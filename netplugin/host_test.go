@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/berth-plugin/berth/netplugin/link"
 	"github.com/berth-plugin/berth/netplugin/options"
+	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/shared/pluginapi"
 	"github.com/berth-plugin/berth/shared/state"
 )
@@ -44,12 +46,19 @@ type testHost struct {
 	mu        sync.Mutex
 	networks  map[string]options.Network
 	endpoints map[string]options.Endpoint
-	moved     map[string]bool // endpoints whose link is in a container
-	stray     map[string]link.Link
-	routes    []link.Route
-	watch     chan link.Event
-	broken    error // what every Ensure answers
-	illegal   []string
+	// ports that are published, and reserved, by endpoint. Reservations die with
+	// the daemon.
+	ports    map[string][]options.PublishedPort
+	reserved map[string][]options.PublishedPort
+	moved    map[string]bool // endpoints whose link is in a container
+	stray    map[string]link.Link
+	routes   []link.Route
+	watch    chan link.Event
+	broken   error // what every Ensure answers
+	// portsBroken is what EnsurePorts answers.
+	portsBroken error
+	illegal     []string
+	mtu         int // of the default route
 	// late is called when an endpoint has been made and before that is said.
 	late func()
 
@@ -61,6 +70,8 @@ func newTestHost() *testHost {
 	return &testHost{
 		networks:  make(map[string]options.Network),
 		endpoints: make(map[string]options.Endpoint),
+		ports:     make(map[string][]options.PublishedPort),
+		reserved:  make(map[string][]options.PublishedPort),
 		moved:     make(map[string]bool),
 		stray:     make(map[string]link.Link),
 		watch:     make(chan link.Event),
@@ -105,13 +116,102 @@ func (h *testHost) wrong(format string, args ...any) error {
 	return errors.New(text)
 }
 
-func (h *testHost) Restore(_ context.Context, networks []options.Network) error {
+func (h *testHost) Restore(_ context.Context, networks []options.Network, endpoints []options.Endpoint) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	for _, n := range networks {
 		if n.Bridge == "" {
 			return h.wrong("restore a network without bridge")
 		}
 	}
+	clear(h.reserved) // it is called once by each daemon, first
+	clear(h.ports)
+	for _, ep := range endpoints {
+		if len(ep.Ports) > 0 {
+			h.ports[ep.ID] = ep.Ports
+		}
+	}
 	return nil
+}
+
+// ReservePorts takes the wanted ports as they are. Ephemeral ones begin at 40000.
+func (h *testHost) ReservePorts(ctx context.Context, _ options.Network, ep options.Endpoint, want []options.PortRequest) (ports []options.PublishedPort, _ error) {
+	return ports, h.step(func() error {
+		taken := make(map[uint16]bool)
+		for id, others := range h.reserved {
+			for _, p := range others {
+				taken[p.HostPort] = taken[p.HostPort] || id != ep.ID
+			}
+		}
+		for _, w := range want {
+			port := w.HostPort
+			for port = max(port, 40000*boolInt(port == 0)); w.HostPort == 0 && taken[port]; port++ {
+			}
+			if taken[port] {
+				return fault.Conflict("port %d is already allocated", port)
+			}
+			taken[port] = true
+			ports = append(ports, options.PublishedPort{
+				Proto: w.Proto, Host: netip.IPv4Unspecified(), HostPort: port,
+				Container: ep.IPv4.Addr(), ContainerPort: w.ContainerPort, Count: 1,
+			})
+		}
+		h.reserved[ep.ID] = ports
+		return ctx.Err()
+	})
+}
+
+func boolInt(b bool) uint16 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func (h *testHost) EnsurePorts(ctx context.Context, _ options.Network, ep options.Endpoint) error {
+	return h.step(func() error {
+		if err := errors.Join(ctx.Err(), h.broken, h.portsBroken); err != nil {
+			return err
+		}
+		if _, ok := h.endpoints[ep.ID]; !ok {
+			return h.wrong("ports of endpoint %s published before it was made", ep.ID)
+		}
+		if len(ep.Ports) == 0 {
+			return h.wrong("no ports of endpoint %s", ep.ID)
+		}
+		h.ports[ep.ID], h.reserved[ep.ID] = ep.Ports, ep.Ports
+		return ctx.Err()
+	})
+}
+
+func (h *testHost) RemovePorts(ctx context.Context, _ options.Network, ep options.Endpoint) error {
+	return h.step(func() error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		delete(h.ports, ep.ID)
+		delete(h.reserved, ep.ID)
+		return nil
+	})
+}
+
+func (h *testHost) Adopt(ctx context.Context, n options.Network) (options.Network, error) {
+	if n.MTU == 0 {
+		n.MTU = h.mtu
+	}
+	return n, ctx.Err()
+}
+
+func (h *testHost) Drift(networks []options.Network) (map[string]string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	found := make(map[string]string)
+	for _, n := range networks {
+		if _, ok := h.networks[n.ID]; !ok {
+			found[n.ID] = "bridge is missing"
+		}
+	}
+	return found, nil
 }
 
 func (h *testHost) EnsureNetwork(ctx context.Context, n options.Network) error {
@@ -186,6 +286,8 @@ func (h *testHost) RemoveEndpoint(ctx context.Context, _ options.Network, ep opt
 		}
 		delete(h.endpoints, ep.ID)
 		delete(h.moved, ep.ID)
+		delete(h.ports, ep.ID)
+		delete(h.reserved, ep.ID)
 		return nil
 	})
 }
@@ -237,6 +339,7 @@ func (h *testHost) reboot() {
 	clear(h.networks)
 	clear(h.endpoints)
 	clear(h.moved)
+	clear(h.ports)
 }
 
 // A testEnv is a daemon on a host, with its state in a directory of the test.
@@ -345,6 +448,12 @@ func (e *testEnv) problems() []string {
 			if ep.Phase != phaseReady {
 				add("endpoint %s is %s", short(epID), ep.Phase)
 			}
+			if have := e.host.ports[epID]; e.host.moved[epID] && !slices.Equal(have, ep.Spec.Ports) {
+				add("endpoint %s publishes %v, recorded are %v", short(epID), have, ep.Spec.Ports)
+			}
+			if have := e.host.reserved[epID]; e.host.moved[epID] && !slices.Equal(have, ep.Spec.Ports) {
+				add("endpoint %s holds %v, recorded are %v", short(epID), have, ep.Spec.Ports)
+			}
 			for _, pool := range s.alloc.PoolsOf(id) {
 				for _, addr := range addresses(ep.Spec) {
 					if l, ok := s.alloc.Lease(pool.ID, addr); !ok || l.Endpoint != epID {
@@ -359,6 +468,13 @@ func (e *testEnv) problems() []string {
 			add("network %s on the host has no record", short(id))
 		}
 	}
+	for _, held := range []map[string][]options.PublishedPort{e.host.ports, e.host.reserved} {
+		for id, ports := range held {
+			if !e.knows(id) {
+				add("ports %v are those of no endpoint", ports)
+			}
+		}
+	}
 	for id, ep := range e.host.endpoints {
 		n, ok := s.networks[ep.NetworkID]
 		if !ok {
@@ -368,6 +484,16 @@ func (e *testEnv) problems() []string {
 		}
 	}
 	return append(out, e.host.illegal...)
+}
+
+// knows reports whether an endpoint is recorded. The caller has locked the store.
+func (e *testEnv) knows(endpoint string) bool {
+	for _, n := range e.d.store.networks {
+		if _, ok := n.endpoints[endpoint]; ok {
+			return true
+		}
+	}
+	return false
 }
 
 // healthy fails the test when something does not agree, now or after a restart.

@@ -2,7 +2,9 @@ package netplugin
 
 import (
 	"context"
+	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/berth-plugin/berth/netplugin/bridge"
 	"github.com/berth-plugin/berth/netplugin/firewall"
+	"github.com/berth-plugin/berth/netplugin/hostport"
 	"github.com/berth-plugin/berth/netplugin/link"
 	"github.com/berth-plugin/berth/shared/testkit"
 )
@@ -26,7 +29,10 @@ func kernelEnv(t *testing.T) (*testEnv, *testkit.Netns, map[string]*testkit.Netn
 	rules, err := firewall.New(firewall.Options{Links: links})
 	assert.NilError(t, err)
 	t.Cleanup(func() { assert.Check(t, rules.Close()) })
-	e := newEnvOn(t, bridge.New(links, rules), links)
+	ports, err := hostport.New(hostport.Options{NetNS: ns.File()})
+	assert.NilError(t, err)
+	t.Cleanup(func() { assert.Check(t, ports.Close()) })
+	e := newEnvOn(t, bridge.New(links, rules, ports), links)
 	sandboxes := make(map[string]*testkit.Netns)
 	e.move = func(c *container, src string) error {
 		sandbox := testkit.NewNetns(t)
@@ -114,13 +120,90 @@ func TestAfterARealRebootTheContainerStartsAgain(t *testing.T) {
 	sandboxes[again.endpoint].Run("busybox", "ping", "-c", "1", "-W", "5", "10.1.0.1")
 }
 
-func TestABridgeOfSomebodyElseStays(t *testing.T) {
-	e, ns, _ := kernelEnv(t)
+func TestABridgeOfSomebodyElseIsUsedAndStays(t *testing.T) {
+	e, ns, sandboxes := kernelEnv(t)
 	ns.Run("ip", "link", "add", "br-lan", "type", "bridge")
-	_, err := e.createNetwork("net", "10.1.0.0/24", map[string]any{"bridge": "br-lan"})
-	assert.ErrorContains(t, err, "br-lan")
-	ns.Run("ip", "link", "show", "br-lan")
-	assert.Equal(t, len(e.d.store.networks), 0)
-	_, err = e.createNetwork("net", "10.1.0.0/24", nil)
+	ns.Run("ip", "addr", "add", "198.51.100.1/24", "dev", "br-lan")
+	n, err := e.createNetwork("net", "10.1.0.0/24", map[string]any{"bridge": "br-lan"})
 	assert.NilError(t, err)
+	assert.NilError(t, e.net.CreateNetwork(t.Context(), n.request(map[string]any{"bridge": "br-lan"})), "repeated")
+	c := mustRun(t, e, n, "c", "")
+	sandboxes[c.endpoint].Run("busybox", "ping", "-c", "1", "-W", "5", "10.1.0.1")
+	assert.NilError(t, e.stop(c))
+	assert.NilError(t, e.removeNetwork(n))
+	addrs := ns.Run("ip", "-o", "addr", "show", "dev", "br-lan")
+	assert.Assert(t, strings.Contains(addrs, "198.51.100.1/24") && !strings.Contains(addrs, "10.1.0.1"), addrs)
+	assert.Equal(t, ns.Run("nft", "list", "ruleset"), "")
+
+	ns.Run("ip", "link", "add", "wire", "type", "veth", "peer", "name", "wire2")
+	_, err = e.createNetwork("net", "10.1.0.0/24", map[string]any{"bridge": "wire"})
+	assert.ErrorContains(t, err, "not a bridge")
+	assert.Equal(t, len(e.d.store.networks), 0)
+}
+
+func TestABridgeTakenDownOrStrippedComesBack(t *testing.T) {
+	for _, harm := range [][]string{
+		{"ip", "link", "set", "BRIDGE", "down"},
+		{"ip", "addr", "flush", "dev", "BRIDGE"},
+	} {
+		t.Run(strings.Join(harm, " "), func(t *testing.T) {
+			e, ns, sandboxes := kernelEnv(t)
+			n := mustNetwork(t, e, "net", "10.1.0.0/24")
+			c := mustRun(t, e, n, "c", "")
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				e.d.Run(ctx)
+			}()
+			defer func() { cancel(); <-done }()
+			time.Sleep(200 * time.Millisecond) // the watch begins
+			args := slices.Clone(harm)
+			args[slices.Index(args, "BRIDGE")] = "bth" + n.id[:12]
+			ns.Run(args...)
+			var err error
+			for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+				if _, err = sandboxes[c.endpoint].Try("busybox", "ping", "-c", "1", "-W", "1", "10.1.0.1"); err == nil {
+					break
+				}
+			}
+			assert.NilError(t, err)
+		})
+	}
+}
+
+// The way of a published port through the real rules, sockets and links, each of
+// which has tests of its own.
+func TestAPublishedPortLeadsToTheContainer(t *testing.T) {
+	e, ns, sandboxes := kernelEnv(t)
+	n := mustNetwork(t, e, "net", "10.1.0.0/24")
+	c := mustRun(t, e, n, "c", "")
+	assert.NilError(t, e.program(c, port{18080, 80}))
+	var server net.Listener
+	sandboxes[c.endpoint].Do(func() {
+		var err error
+		server, err = net.Listen("tcp", ":80")
+		assert.NilError(t, err)
+	})
+	defer server.Close()
+	go func() {
+		for {
+			conn, err := server.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Write([]byte("from the container")) // a client that is gone misses it
+			_ = conn.Close()
+		}
+	}()
+	for range 2 {
+		out := ns.Run("timeout", "5", "busybox", "nc", "127.0.0.1", "18080")
+		assert.Equal(t, strings.TrimSpace(out), "from the container")
+		_, err := ns.Try("timeout", "1", "busybox", "nc", "-l", "-p", "18080")
+		assert.ErrorContains(t, err, "in use")
+		e.restart()
+	}
+	assert.NilError(t, e.stop(c))
+	assert.NilError(t, e.removeNetwork(n))
+	assert.Equal(t, ns.Run("nft", "list", "ruleset"), "")
 }

@@ -16,14 +16,15 @@ import (
 	"github.com/berth-plugin/berth/shared/pluginapi"
 )
 
-// GwAllocCheck answers NetworkDriver.GwAllocCheck: a bridge always wants its
-// address. It is the first call of `docker network create`, so wrong options are
-// refused before any address is taken.
+// GwAllocCheck answers NetworkDriver.GwAllocCheck: a bridge wants its address,
+// unless it is isolated. It is the first call of `docker network create`, so wrong
+// options are refused before any address is taken.
 func (d *Driver) GwAllocCheck(_ context.Context, req *pluginapi.GwAllocCheckRequest) (*pluginapi.GwAllocCheckResponse, error) {
-	if _, _, err := options.ParseNetworkOptions(req.Options); err != nil {
+	n, _, err := options.ParseNetworkOptions(req.Options)
+	if err != nil {
 		return nil, err
 	}
-	return &pluginapi.GwAllocCheckResponse{}, nil
+	return &pluginapi.GwAllocCheckResponse{SkipIPv4: n.SkipGateway4(), SkipIPv6: n.SkipGateway6()}, nil
 }
 
 // AllocateNetwork answers NetworkDriver.AllocateNetwork, which dockerd sends to
@@ -59,6 +60,9 @@ func (d *Driver) CreateNetwork(ctx context.Context, req *network.CreateNetworkRe
 	}
 	d.warn(warnings, logrus.Fields{"network": spec.ID})
 
+	if spec, err = d.bridge.Adopt(ctx, spec); err != nil {
+		return err
+	}
 	rec, err := d.addNetwork(ctx, spec, req)
 	if err != nil {
 		return err
@@ -157,6 +161,11 @@ func (d *Driver) poolsOf(spec options.Network, req *network.CreateNetworkRequest
 func sameNetwork(rec networkRecord, spec options.Network) error {
 	if spec.Bridge == "" && !rec.NamedBridge {
 		spec.Bridge = rec.Spec.Bridge
+	}
+	// What Adopt has added, which depends on the host at that time.
+	spec.Adopted, spec.AdoptedAddrs = rec.Spec.Adopted, rec.Spec.AdoptedAddrs
+	if spec.MTU == 0 {
+		spec.MTU = rec.Spec.MTU
 	}
 	if !reflect.DeepEqual(rec.Spec, spec) {
 		return fault.Conflict("network %s exists with other options or subnets", short(spec.ID))

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"time"
 
+	bolt "go.etcd.io/bbolt"
+
 	"github.com/berth-plugin/berth/netplugin/ipam"
 	"github.com/berth-plugin/berth/netplugin/options"
 	"github.com/berth-plugin/berth/shared/state"
@@ -11,12 +13,19 @@ import (
 
 // schemaVersion is that of all buckets below. The names of the fields of the
 // record types, and of the types in them, are the schema.
-const schemaVersion = 1
+//
+// Version 2 added published ports, gateway modes and policies. Their zero values
+// mean what version 1 did, so nothing is migrated; but a daemon of version 1 would
+// open networks that they close, and must not read them.
+const schemaVersion = 2
 
 // OpenState opens the driver's records, one file for each host. The errors are
 // those of state.Open.
 func OpenState(path string) (*state.DB, error) {
-	return state.Open(path, state.Options{Version: schemaVersion})
+	return state.Open(path, state.Options{
+		Version:    schemaVersion,
+		Migrations: []state.Migration{func(*bolt.Tx) error { return nil }},
+	})
 }
 
 // A phase says how far a record is from what the host has.

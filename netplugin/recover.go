@@ -29,15 +29,24 @@ func (d *Driver) Recover(ctx context.Context) error {
 		return err
 	}
 	recs := d.store.allNetworks()
-	var ready []options.Network
+	var (
+		ready     []options.Network
+		endpoints []options.Endpoint
+	)
 	for _, rec := range recs {
-		if rec.Phase == phaseReady {
-			ready = append(ready, rec.Spec)
+		if rec.Phase != phaseReady {
+			continue
+		}
+		ready = append(ready, rec.Spec)
+		for _, ep := range d.store.endpoints(rec.Spec.ID) {
+			if ep.Phase == phaseReady {
+				endpoints = append(endpoints, ep.Spec)
+			}
 		}
 	}
 	if used {
 		d.log.Error("containers run on networks that the records do not know; is this the state directory they were made with? Their links and rules are left alone")
-	} else if err := d.bridge.Restore(ctx, ready); err != nil {
+	} else if err := d.bridge.Restore(ctx, ready, endpoints); err != nil {
 		d.log.WithError(err).Error("rules of all networks could not be set at once; they are set one by one")
 	}
 	for _, rec := range recs {
@@ -124,55 +133,91 @@ func (d *Driver) settle(ctx context.Context, id string, all bool) error {
 	return errors.Join(errs...)
 }
 
-// tickTime is how often Run looks for work that was left over.
-const tickTime = time.Minute
+const (
+	// tickTime is how often Run looks for work that was left over.
+	tickTime = time.Minute
+	// lookTime is how often it looks at networks whose containers are kept apart,
+	// which depends on a sysctl of the host, of which there are no events.
+	lookTime = 2 * time.Second
+)
 
-// Run keeps networks in order until ctx ends: a bridge that somebody removed is
-// made again, failed removals are tried again, endpoints of containers that are
-// gone are removed. It returns when all its work has ended.
+// Run keeps networks in order until ctx ends: a bridge that somebody removed, took
+// down or took addresses from is made whole again, failed removals are tried again,
+// endpoints of containers that are gone are removed. It returns when all its work
+// has ended.
 func (d *Driver) Run(ctx context.Context) {
-	removed := make(chan string, 1)
+	changed := make(chan struct{}, 1)
 	var wg sync.WaitGroup
-	wg.Go(func() { d.watchBridges(ctx, removed) })
+	wg.Go(func() { d.watchBridges(ctx, changed) })
 	defer wg.Wait()
-	ticker := time.NewTicker(tickTime)
+	ticker, look := time.NewTicker(tickTime), time.NewTicker(lookTime)
 	defer ticker.Stop()
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+			d.repairDrift(ctx, anyNetwork)
 			d.tick(ctx)
-		case id := <-removed:
-			if err := d.settle(ctx, id, true); err != nil {
-				d.log.WithError(err).WithField("network", id).Error("bridge was removed by somebody and could not be made again")
-				continue
-			}
-			d.log.WithField("network", id).Warn("bridge was removed by somebody; made again")
+		case <-look.C:
+			d.repairDrift(ctx, func(n options.Network) bool { return n.NoICC })
+		case <-changed:
+			d.repairDrift(ctx, anyNetwork)
 		}
 	}
 }
 
-// watchBridges sends the IDs of networks whose bridge has vanished.
-func (d *Driver) watchBridges(ctx context.Context, removed chan<- string) {
+// watchBridges sends when something has happened to a bridge that Berth would not
+// have done to a network that stays.
+func (d *Driver) watchBridges(ctx context.Context, changed chan<- struct{}) {
 	err := d.links.Watch(ctx, func(e link.Event) {
-		if !e.Removed || e.Link.Kind != "bridge" {
+		if !e.Lost && (e.Link.Kind != "bridge" || !e.Removed && !e.AddressLost && e.Link.Up) {
 			return
 		}
-		for _, rec := range d.store.allNetworks() {
-			// Berth's own removals have moved the record on before.
-			if rec.Phase != phaseReady || rec.Spec.Bridge != e.Link.Name {
-				continue
-			}
-			select {
-			case removed <- rec.Spec.ID:
-			case <-ctx.Done():
-			}
+		select {
+		case changed <- struct{}{}:
+		default: // One is waiting; it will see this too.
 		}
 	})
 	if err != nil && ctx.Err() == nil {
-		d.log.WithError(err).Error("links are not watched: a bridge that is removed by hand is missed until berthd starts again")
+		d.log.WithError(err).Error("links are not watched: what somebody does to a bridge is only noticed every minute")
 	}
+}
+
+func anyNetwork(options.Network) bool { return true }
+
+// repairDrift makes networks of a kind whole that somebody has changed.
+func (d *Driver) repairDrift(ctx context.Context, kind func(options.Network) bool) {
+	for id, found := range d.drift(kind) {
+		log := d.log.WithField("network", id).WithField("found", found)
+		if err := d.settle(ctx, id, true); err != nil {
+			if ctx.Err() == nil {
+				log.WithError(err).Error("network was changed by somebody and could not be repaired")
+			}
+			continue
+		}
+		log.Warn("network was changed by somebody; repaired")
+	}
+}
+
+// drift says what of the complete networks of a kind is not as it should be.
+func (d *Driver) drift(kind func(options.Network) bool) map[string]string {
+	var ready []options.Network
+	for _, rec := range d.store.allNetworks() {
+		// Berth's own removals have moved the record on before.
+		if rec.Phase == phaseReady && !d.isBroken(rec.Spec.ID) && kind(rec.Spec) {
+			ready = append(ready, rec.Spec)
+		}
+	}
+	if len(ready) == 0 {
+		return nil
+	}
+	found, err := d.bridge.Drift(ready)
+	if err != nil {
+		d.log.WithError(err).Error("bridges could not be looked at")
+	}
+	return found
 }
 
 // tick does what is due.
@@ -186,6 +231,7 @@ func (d *Driver) tick(ctx context.Context) {
 		err := errors.Join(
 			d.settle(ctx, rec.Spec.ID, false),
 			d.collect(ctx, rec.Spec.ID, links),
+			d.retryPorts(ctx, rec.Spec.ID),
 		)
 		if err != nil && ctx.Err() == nil {
 			d.log.WithError(err).WithField("network", rec.Spec.ID).Error("network is not in order; it is tried again")

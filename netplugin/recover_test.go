@@ -20,7 +20,7 @@ import (
 // leaves nothing behind, and the same can be done again.
 func TestTroubleAtEveryStep(t *testing.T) {
 	for _, then := range []trouble{failBefore, failAfter, killBefore, killAfter} {
-		for step := 1; step <= 4; step++ {
+		for step := 1; step <= 7; step++ {
 			t.Run(fmt.Sprintf("step %d %s", step, then), func(t *testing.T) {
 				e := newEnv(t)
 				e.host.at(step, then)
@@ -237,7 +237,7 @@ func TestFailedRemovalsAreTriedAgain(t *testing.T) {
 	e := newEnv(t)
 	n := mustNetwork(t, e, "net", "10.1.0.0/24")
 	c := mustRun(t, e, n, "c", "")
-	e.host.at(1, failBefore)
+	e.host.at(2, failBefore) // the first step takes its ports
 	assert.ErrorIs(t, e.stop(c), errInjected)
 	assert.Equal(t, len(e.host.endpoints), 1)
 	e.d.tick(t.Context())

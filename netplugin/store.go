@@ -367,6 +367,17 @@ func (s *store) nameLinksLocked(spec *options.Endpoint) {
 
 // setEndpointPhase moves an endpoint on.
 func (s *store) setEndpointPhase(spec options.Endpoint, to phase) error {
+	return s.changeEndpoint(spec, func(rec *endpointRecord) { rec.Phase = to })
+}
+
+// setPorts records what an endpoint publishes.
+func (s *store) setPorts(spec options.Endpoint) error {
+	return s.changeEndpoint(spec, func(rec *endpointRecord) {
+		rec.Spec.Ports, rec.Spec.NoProxy6to4 = spec.Ports, spec.NoProxy6to4
+	})
+}
+
+func (s *store) changeEndpoint(spec options.Endpoint, change func(*endpointRecord)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n, ok := s.networks[spec.NetworkID]
@@ -377,7 +388,7 @@ func (s *store) setEndpointPhase(spec options.Endpoint, to phase) error {
 	if !ok {
 		return fault.NotFound("endpoint %s is not known to Berth", short(spec.ID))
 	}
-	rec.Phase = to
+	change(&rec)
 	err := s.db.Update(func(tx *state.Tx) error {
 		return s.b.endpoints.Put(tx, endpointKey(spec.NetworkID, spec.ID), rec)
 	})

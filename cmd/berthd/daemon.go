@@ -7,15 +7,16 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/docker/go-plugins-helpers/volume"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/sirupsen/logrus"
 
 	"github.com/berth-plugin/berth/netplugin"
+	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/pluginapi"
 	"github.com/berth-plugin/berth/shared/settings"
 )
@@ -41,6 +42,13 @@ type daemon struct {
 	log         *logrus.Entry
 	settings    settings.Settings
 	settingsErr error
+
+	registry *prometheus.Registry
+	control  *control.Server
+	// repairs of the firewall; nil without networks.
+	repairs prometheus.Counter
+	// patient is nil while the network service does not run.
+	patient atomic.Pointer[patient]
 }
 
 // errStartAnew ends a daemon that only a new start can help.
@@ -52,7 +60,8 @@ var errStartAnew = errors.New("the host does not see what this plugin mounts; en
 func (d *daemon) run(ctx context.Context) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	cfg := pluginapi.Config{Log: d.log, Metrics: registry}
+	d.registry, d.control = registry, d.newControl(registry)
+	cfg := pluginapi.Config{Log: d.log, Metrics: registry, Extra: map[string]http.Handler{control.Prefix: d.control}}
 	if d.network {
 		cfg.Network = pluginapi.NewService[pluginapi.NetworkDriver]()
 		cfg.IPAM = pluginapi.NewService[pluginapi.IPAMDriver]()
@@ -124,8 +133,10 @@ type started struct {
 	networks  pluginapi.NetworkDriver
 	addresses pluginapi.IPAMDriver
 	volumes   pluginapi.VolumeDriver
-	run       func(context.Context)
-	close     func() error
+	// admin is nil when there is nothing to administer.
+	admin control.Networks
+	run   func(context.Context)
+	close func() error
 }
 
 // supervise starts a service, again and again while it cannot start, and then
@@ -139,6 +150,9 @@ func (d *daemon) supervise(ctx context.Context, name string, start func(context.
 		if err == nil {
 			log.WithField("duration", time.Since(begin).Round(time.Millisecond).String()).Info("ready")
 			set(s)
+			if d.control.Ready(name); s.admin != nil {
+				d.control.SetNetworks(s.admin)
+			}
 			s.run(ctx)
 			if err := s.close(); err != nil {
 				log.WithError(err).Error("close")
@@ -146,6 +160,7 @@ func (d *daemon) supervise(ctx context.Context, name string, start func(context.
 			return
 		}
 		refuse(err)
+		d.control.Refuse(name, err)
 		if err.Error() != last {
 			last = err.Error()
 			log.WithError(err).Error("refusing all calls")
@@ -168,7 +183,7 @@ func (d *daemon) serveMetrics(ctx context.Context, registry *prometheus.Registry
 		return
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.Handle("/metrics", metricsHandler(registry))
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // a scrape may be cut
 	defer stop()

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"sync"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/berth-plugin/berth/netplugin"
 	"github.com/berth-plugin/berth/netplugin/bridge"
 	"github.com/berth-plugin/berth/netplugin/firewall"
+	"github.com/berth-plugin/berth/netplugin/hostport"
 	"github.com/berth-plugin/berth/netplugin/ipam"
 	"github.com/berth-plugin/berth/netplugin/link"
 )
@@ -51,13 +53,20 @@ func (d *daemon) startNetwork(ctx context.Context) (s started, err error) {
 		return started{}, err
 	}
 	open.add(func() error { links.Close(); return nil })
-	rules, err := firewall.New(firewall.Options{Links: links, Log: d.log})
+	rules, err := firewall.New(firewall.Options{Links: links, Log: d.log, Repaired: func(string) { d.repairs.Inc() }})
 	if err != nil {
 		return started{}, err
 	}
 	open.add(rules.Close)
+	ports, err := hostport.New(hostport.Options{Log: d.log})
+	if err != nil {
+		return started{}, err
+	}
+	open.add(ports.Close)
+	bridges := bridge.New(links, rules, ports)
+	bridges.SetLog(d.log)
 	driver, err := netplugin.New(netplugin.Config{
-		State: db, Log: d.log, Links: links, Bridge: bridge.New(links, rules), Supernets: supernets, Resolvers: resolvers,
+		State: db, Log: d.log, Links: links, Bridge: bridges, Supernets: supernets, Resolvers: resolvers,
 	})
 	if err != nil {
 		return started{}, err
@@ -65,13 +74,19 @@ func (d *daemon) startNetwork(ctx context.Context) (s started, err error) {
 	if err := driver.Recover(ctx); err != nil {
 		return started{}, err
 	}
+	if err := d.registry.Register(driver.Metrics()); err != nil {
+		return started{}, fmt.Errorf("register metrics: %w", err)
+	}
+	d.patient.Store(&patient{links, rules, driver})
 	return started{
 		networks:  driver.Network(),
 		addresses: driver.IPAM(),
+		admin:     driver.Admin(),
 		run: func(ctx context.Context) {
 			var tasks sync.WaitGroup
 			tasks.Go(func() { driver.Run(ctx) })
 			tasks.Go(func() { rules.Watch(ctx, firewallCheck) })
+			tasks.Go(func() { bridges.Run(ctx) })
 			tasks.Wait()
 		},
 		close: open.close,

@@ -10,6 +10,7 @@ import (
 
 	"github.com/berth-plugin/berth/netplugin/bridge"
 	"github.com/berth-plugin/berth/netplugin/firewall"
+	"github.com/berth-plugin/berth/netplugin/hostport"
 	"github.com/berth-plugin/berth/netplugin/link"
 	"github.com/berth-plugin/berth/netplugin/modetest"
 	"github.com/berth-plugin/berth/netplugin/options"
@@ -24,7 +25,10 @@ func mode(t testing.TB, ns *testkit.Netns) *bridge.Mode {
 	fw, err := firewall.New(firewall.Options{Links: links})
 	assert.NilError(t, err)
 	t.Cleanup(func() { assert.Check(t, fw.Close()) })
-	return bridge.New(links, fw)
+	ports, err := hostport.New(hostport.Options{NetNS: ns.File()})
+	assert.NilError(t, err)
+	t.Cleanup(func() { assert.Check(t, ports.Close()) })
+	return bridge.New(links, fw, ports)
 }
 
 func TestContract(t *testing.T) {
@@ -34,6 +38,8 @@ func TestContract(t *testing.T) {
 		Endpoint:      modetest.Endpoint,
 		NetworkLinks:  func(n options.Network) []string { return []string{n.Bridge} },
 		EndpointLinks: func(ep options.Endpoint) []string { return []string{ep.HostLink, ep.ContainerLink} },
+		Variants:      modetest.Variants(),
+		Adopts:        true,
 	})
 }
 
@@ -57,7 +63,7 @@ func TestForwardingWaitsForTheFirstEndpoint(t *testing.T) {
 	forwarding := func() string {
 		return ns.Run("cat", "/proc/sys/net/ipv4/ip_forward") + ns.Run("cat", "/proc/sys/net/ipv6/conf/all/forwarding")
 	}
-	assert.NilError(t, m.Restore(t.Context(), []options.Network{n}))
+	assert.NilError(t, m.Restore(t.Context(), []options.Network{n}, nil))
 	assert.NilError(t, m.EnsureNetwork(t.Context(), n))
 	assert.Equal(t, forwarding(), "00")
 	assert.NilError(t, m.EnsureEndpoint(t.Context(), n, modetest.Endpoint(n, 1)))
@@ -82,10 +88,10 @@ func TestRestoreForgetsNetworksThatAreGone(t *testing.T) {
 	assert.NilError(t, before.EnsureNetwork(t.Context(), n))
 	assert.NilError(t, before.EnsureNetwork(t.Context(), old))
 	m := mode(t, ns)
-	assert.NilError(t, m.Restore(t.Context(), []options.Network{n}))
+	assert.NilError(t, m.Restore(t.Context(), []options.Network{n}, nil))
 	rules := ns.Run("nft", "list", "ruleset")
 	assert.Assert(t, strings.Contains(rules, n.Bridge) && !strings.Contains(rules, old.Bridge), rules)
-	assert.NilError(t, m.Restore(t.Context(), nil))
+	assert.NilError(t, m.Restore(t.Context(), nil, nil))
 	assert.Equal(t, ns.Run("nft", "list", "ruleset"), "")
 }
 
@@ -104,7 +110,7 @@ func benchmarkEndpoint(b *testing.B, others int) {
 		n.Subnets = []options.Subnet{{Pool: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)}}
 		networks = append(networks, n)
 	}
-	assert.NilError(b, m.Restore(b.Context(), networks))
+	assert.NilError(b, m.Restore(b.Context(), networks, nil))
 	n := networks[0]
 	assert.NilError(b, m.EnsureNetwork(b.Context(), n))
 	ep := modetest.Endpoint(modetest.Network(1), 1)

@@ -29,8 +29,17 @@ type (
 		link  string
 		addrs []netip.Prefix
 	}
+	// adoptBridge gives a bridge that was there before the addresses that it lacks.
+	adoptBridge struct {
+		link  string
+		addrs []netip.Prefix
+	}
 	// ensureVeth makes an endpoint's pair of links.
-	ensureVeth struct{ link.Veth }
+	ensureVeth struct {
+		link.Veth
+		// addrs are made known to the neighbours of a new endpoint.
+		addrs []netip.Addr
+	}
 )
 
 func (s checkForwarding) String() string  { return "check forwarding" }
@@ -38,15 +47,44 @@ func (s enableForwarding) String() string { return "turn on forwarding" }
 func (s ensureRules) String() string      { return "set firewall for bridge " + s.network.Bridge }
 func (s ensureBridge) String() string     { return "set up bridge " + s.Name }
 func (s setAddrs) String() string         { return "address bridge " + s.link }
+func (s adoptBridge) String() string      { return "use bridge " + s.link }
 func (s ensureVeth) String() string       { return "set up link " + s.Host }
 
 // FirewallNetwork is the part of a network that the firewall needs.
 func FirewallNetwork(n options.Network) firewall.Network {
-	out := firewall.Network{Bridge: n.Bridge, Internal: n.Internal, Masquerade: n.Masquerade}
+	out := firewall.Network{
+		Bridge: n.Bridge, Internal: n.Internal, Masquerade: n.Masquerade, IPv4: n.IPv4, IPv6: n.IPv6,
+		NoICC: n.NoICC, HostFirewall: n.HostFirewall, Sources: n.Sources, Trusted: n.Trusted,
+	}
 	for _, s := range n.Subnets {
 		out.Subnets = append(out.Subnets, s.Pool)
 	}
 	return out
+}
+
+// gateways are the addresses of the bridge, in the order of the subnets. An
+// internal network keeps its gateway address: the host is reached there, but no
+// container gets a route through it.
+func gateways(n options.Network) []netip.Prefix {
+	var addrs []netip.Prefix
+	for _, s := range n.Subnets {
+		isolated := n.FamilyOf(s.Pool.Addr()).Mode == options.GatewayIsolated
+		if !s.Gateway.IsValid() || isolated || n.InhibitIPv4 && s.Gateway.Is4() {
+			continue
+		}
+		addrs = append(addrs, netip.PrefixFrom(s.Gateway, s.Pool.Bits()))
+	}
+	return addrs
+}
+
+// speaksIPv6 reports whether the host takes part in the network's IPv6.
+func speaksIPv6(n options.Network) bool {
+	for _, s := range n.Subnets {
+		if s.Pool.Addr().Is6() && n.IPv6.Mode != options.GatewayIsolated {
+			return true
+		}
+	}
+	return false
 }
 
 func planNetwork(n options.Network) []step {
@@ -55,33 +93,57 @@ func planNetwork(n options.Network) []step {
 	if !n.Internal {
 		steps = append(steps, checkForwarding{fw})
 	}
-	var (
-		addrs []netip.Prefix
-		ipv6  bool
-	)
-	for _, s := range n.Subnets {
-		ipv6 = ipv6 || s.Pool.Addr().Is6()
-		// An internal network keeps its gateway address: the host is reached there,
-		// but no container gets a route through it.
-		if s.Gateway.IsValid() {
-			addrs = append(addrs, netip.PrefixFrom(s.Gateway, s.Pool.Bits()))
-		}
+	steps = append(steps, ensureRules{fw})
+	if n.Adopted {
+		return append(steps, adoptBridge{n.Bridge, n.AdoptedAddrs})
 	}
-	return append(steps,
-		ensureRules{fw},
-		ensureBridge{link.Bridge{Name: n.Bridge, NetworkID: n.ID, MAC: bridgeMAC(n.ID), MTU: n.MTU, IPv6: ipv6}},
-		setAddrs{n.Bridge, addrs},
-	)
+	return append(steps, ensureBridge{bridgeLink(n)}, setAddrs{n.Bridge, gateways(n)})
 }
 
-func planEndpoint(n options.Network, ep options.Endpoint) []step {
+// bridgeLink is the bridge of a network that makes its own.
+func bridgeLink(n options.Network) link.Bridge {
+	return link.Bridge{Name: n.Bridge, NetworkID: n.ID, MAC: bridgeMAC(n.ID), MTU: n.MTU, IPv6: speaksIPv6(n)}
+}
+
+// port is how the bridge treats an endpoint's link.
+//
+// Hairpin mode sends a container its own broadcasts back, so it is for those only
+// that can need it.
+//
+// Without communication between containers their ports are isolated. Where
+// br_netfilter shows bridged packets to the rules (filtered), which keep containers
+// apart as well, a container that publishes ports is not: a packet that one of its
+// siblings has sent to a host port is then translated while it is bridged, and
+// would be stopped by the isolation.
+func port(n options.Network, ep options.Endpoint, filtered bool) link.Port {
+	publishes := len(ep.Ports) > 0
+	return link.Port{Hairpin: publishes, Isolated: n.NoICC && !(publishes && filtered)}
+}
+
+func planEndpoint(n options.Network, ep options.Endpoint, filtered bool) []step {
 	var steps []step
 	if !n.Internal {
 		steps = append(steps, enableForwarding{FirewallNetwork(n)})
 	}
-	return append(steps, ensureVeth{link.Veth{
+	veth := ensureVeth{Veth: link.Veth{
 		Host: ep.HostLink, Container: ep.ContainerLink, EndpointID: ep.ID, Master: n.Bridge, MAC: ep.MAC, MTU: n.MTU,
-	}})
+		Port:   port(n, ep, filtered),
+		RateIn: either(ep.RateIn, n.RateIn), RateOut: either(ep.RateOut, n.RateOut),
+	}}
+	for _, p := range []netip.Prefix{ep.IPv4, ep.IPv6} {
+		if p.IsValid() {
+			veth.addrs = append(veth.addrs, p.Addr())
+		}
+	}
+	return append(steps, veth)
+}
+
+// either is the endpoint's own rate, or the network's where it has none.
+func either(own, networks int64) int64 {
+	if own != 0 {
+		return own
+	}
+	return networks
 }
 
 // bridgeMAC is the same whenever the bridge is made again, so that containers

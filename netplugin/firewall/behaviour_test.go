@@ -127,7 +127,7 @@ func TestWhoReachesWhom(t *testing.T) {
 			w, networks := fullWorld(t)
 			c.prepare(w)
 			before := rulesOfOthers(w.host)
-			assert.NilError(t, w.m.Sync(t.Context(), networks))
+			assert.NilError(t, w.m.Sync(t.Context(), networks, nil))
 			w.expect(reach(c.open))
 
 			drift, err := w.m.Check(t.Context())
@@ -172,7 +172,7 @@ func TestUplinkMayBeABridge(t *testing.T) {
 	w.host.Run("ip", "route", "add", "default", "via", neighbour4)
 	n := w.berth("btha", a4, a6, Network{Masquerade: true})
 	w.container("a2", "btha", a4, a6, 2)
-	assert.NilError(t, w.m.Sync(t.Context(), []Network{n}))
+	assert.NilError(t, w.m.Sync(t.Context(), []Network{n}, nil))
 	w.expect([]path{{"a2", neighbour4, hostLAN4}, {"lan", a4 + ".2", ""}})
 }
 
@@ -184,7 +184,7 @@ func TestAdministratorsRulesInDockerUserComeFirst(t *testing.T) {
 	w.host.Run("iptables-nft", "-N", "DOCKER-USER")
 	w.host.Run("iptables-nft", "-A", "DOCKER-USER", "-d", neighbour4, "-j", "DROP")
 	w.host.Run("iptables-nft", "-I", "FORWARD", "-j", "DOCKER-USER")
-	assert.NilError(t, w.m.Sync(t.Context(), []Network{n}))
+	assert.NilError(t, w.m.Sync(t.Context(), []Network{n}, nil))
 	w.expect([]path{{"a2", neighbour4, ""}, {"a2", neighbour6, hostLAN6}})
 }
 
@@ -196,7 +196,7 @@ func TestNotOnePacketGoesToOtherContainerNetworks(t *testing.T) {
 	w.container("a2", "btha", a4, a6, 2)
 	w.docker()
 	w.container("d2", dockerBridge, docker4, docker6, 2)
-	assert.NilError(t, w.m.Sync(t.Context(), []Network{n}))
+	assert.NilError(t, w.m.Sync(t.Context(), []Network{n}, nil))
 	w.host.Run("nft", "add table inet other")
 	w.host.Run("nft", "add chain inet other forward { type filter hook forward priority 5; }")
 	w.host.Run("nft", "add rule inet other forward oifname { btha, "+dockerBridge+" } counter")
@@ -224,7 +224,7 @@ func TestMarkOfOthersIsKeptAndBerthsIsNot(t *testing.T) {
 	w.host.Run("nft", "add counter ip other wrong")
 	w.host.Run("nft", "add rule ip other post iifname btha oifname eth0 meta mark 0x00000005 counter name right accept")
 	w.host.Run("nft", "add rule ip other post iifname btha oifname eth0 counter name wrong")
-	assert.NilError(t, w.m.Sync(t.Context(), []Network{n}))
+	assert.NilError(t, w.m.Sync(t.Context(), []Network{n}, nil))
 	w.expect([]path{{"a2", neighbour4, hostLAN4}, {"d2", neighbour4, ""}})
 	assert.Assert(t, !strings.Contains(w.host.Run("nft", "list counter ip other right"), "packets 0 "))
 	assert.Assert(t, strings.Contains(w.host.Run("nft", "list counter ip other wrong"), "packets 0 "))

@@ -1,18 +1,28 @@
 // Package firewall keeps Berth's networks apart from each other, from Docker's
-// and from the outside, lets their containers out, and gives that traffic the
-// host's address.
+// and from the outside, lets their containers out, gives that traffic the host's
+// address, and leads what reaches published ports to the containers.
 //
 // All decisions are made in two nftables tables of Berth's own, one per family.
-// Chains and rules there are constant; a network is a few elements of sets, so
-// that neither the packets' way nor a change depends on the number of networks.
-// A packet's way through `forward`:
+// Chains and rules there are constant; a network is a few elements of sets and a
+// published port one element of a map, so that neither the packets' way nor a
+// change depends on the number of networks and ports. A packet's way through
+// `forward`:
 //
-//	from a Berth bridge to the same bridge       accepted (also bridged frames, with br_netfilter)
-//	... to another Berth bridge                  dropped
-//	... to another container network's bridge    dropped
-//	... to anything else                         accepted, unless the network is internal
-//	to a Berth bridge, answer                    accepted, unless internal
-//	to a Berth bridge, else                      dropped
+//	from a Berth bridge to the same bridge       accepted (also bridged frames, with br_netfilter);
+//	                                             without ICC answers and published ports only
+//	... from an internal network                 dropped
+//	... to another Berth bridge                  published ports
+//	... to another container network's bridge    published ports, if its own rules accept them
+//	... to anything else                         accepted
+//	to a Berth bridge, internal                  dropped
+//	to a Berth bridge, answer                    accepted
+//	to a Berth bridge, else                      published ports, and what the gateway mode and
+//	                                             trusted links open
+//
+// A port is published by the translation of its destination in `prerouting` and
+// `output`; a connection so translated needs no other proof in `forward`. On routed
+// networks it is the container's own port that is published, which a set knows.
+// The network's policy decides about both.
 //
 // Through `input`, containers reach the host as they do on Docker's networks,
 // except that on an internal network only the bridge's own addresses answer.
@@ -23,7 +33,7 @@
 // iptables that has a FORWARD chain. What firewalld or ufw drop in tables of
 // their own is dropped.
 //
-// The package does not publish ports.
+// docs/firewall.md shows all rules. The tables need Linux 5.6.
 package firewall
 
 import (
@@ -31,7 +41,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 	"sync"
 
@@ -46,6 +55,9 @@ type Options struct {
 	Links *link.Handle
 	// Log receives repairs and what cannot be done; nil is the standard logger.
 	Log *logrus.Entry
+	// Repaired, if not nil, is called by Watch after each repair with what was
+	// found, in words. It must not call the Manager.
+	Repaired func(found string)
 }
 
 // A Manager keeps the rules of all networks of one network namespace. It is safe
@@ -53,16 +65,25 @@ type Options struct {
 type Manager struct {
 	links *link.Handle
 	log   *logrus.Entry
+	// repaired is never nil.
+	repaired func(found string)
 
 	// mu is held while the rules are changed, which takes milliseconds, or as long
 	// as somebody else holds iptables' lock.
 	mu       sync.Mutex
 	kernel   *kernel
 	programs programs
+	others   others
+	// localnet are the bridges of RouteLocalnet.
+	localnet map[string]bool
 	// networks by bridge. Until the first Sync also those that an earlier Berth has
 	// left in the tables and about which this one has not been told yet.
 	networks map[string]Network
 	adopted  bool
+	// endpoints that publish ports, by ID, by bridge and by port.
+	endpoints map[string]*Endpoint
+	byBridge  map[string]map[string]*Endpoint
+	claims    claims
 	// foreign are the bridges of other networks; watched says that events keep
 	// them current.
 	foreign []string
@@ -77,6 +98,8 @@ type side struct {
 	table table
 	want  *ruleset
 	have  state
+	// same says that have and want are known to differ in touched elements only.
+	same bool
 	// forwarding says that Berth has turned forwarding on for the family.
 	forwarding bool
 }
@@ -91,11 +114,15 @@ func New(opts Options) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
+	repaired := opts.Repaired
+	if repaired == nil {
+		repaired = func(string) {}
+	}
 	return &Manager{
-		links: opts.Links, log: log, kernel: k, programs: programs{},
-		networks: map[string]Network{},
-		ip:       &side{table: newTable(false), want: newRuleset(false)},
-		ip6:      &side{table: newTable(true), want: newRuleset(true)},
+		links: opts.Links, log: log, repaired: repaired, kernel: k, programs: programs{}, localnet: map[string]bool{},
+		networks: map[string]Network{}, endpoints: map[string]*Endpoint{}, byBridge: map[string]map[string]*Endpoint{}, claims: claims{},
+		ip:  &side{table: newTable(false), want: newRuleset(false)},
+		ip6: &side{table: newTable(true), want: newRuleset(true)},
 	}, nil
 }
 
@@ -108,31 +135,38 @@ func (m *Manager) Close() error {
 	return m.kernel.close()
 }
 
-// Sync makes the rules exactly those of the given networks, whatever is there:
-// missing tables are made, wrong ones replaced, elements of unknown networks
-// removed. What was written is read back.
+// Sync makes the rules exactly those of the given networks and of endpoints on
+// their bridges, whatever is there: missing tables are made, wrong ones replaced,
+// elements of unknown networks and endpoints removed. What was written is read
+// back. Of endpoints that want the same port, the first keeps it; the others lose
+// that port only, which is logged.
 //
 // Until the first Sync, what an earlier Berth has left in the tables stays, so
 // that traffic goes on while this one is told its networks one by one.
-func (m *Manager) Sync(ctx context.Context, networks []Network) error {
+func (m *Manager) Sync(ctx context.Context, networks []Network, endpoints []Endpoint) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.adopted = true
 	before := maps.Clone(m.networks)
+	var endpointsBefore []Endpoint
+	for _, ep := range m.endpoints {
+		endpointsBefore = append(endpointsBefore, *ep)
+	}
 	wanted := map[string]Network{}
 	for _, n := range networks {
 		wanted[n.Bridge] = n
 	}
-	m.replaceLocked(wanted)
+	m.replaceLocked(wanted, endpoints)
 	err := m.applyLocked(ctx, true)
 	if err != nil {
-		m.replaceLocked(before)
+		m.replaceLocked(before, endpointsBefore)
 	}
 	return err
 }
 
-// Ensure adds the network or replaces what its bridge had before. added says that
-// the bridge was unknown; after an error it is as it was.
+// Ensure adds the network or replaces what its bridge had before; its endpoints
+// keep their ports. added says that the bridge was unknown; after an error it is as
+// it was.
 func (m *Manager) Ensure(ctx context.Context, n Network) (added bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -142,17 +176,20 @@ func (m *Manager) Ensure(ctx context.Context, n Network) (added bool, err error)
 	before, known := m.networks[n.Bridge]
 	m.putLocked(n)
 	if err := m.applyLocked(ctx, false); err != nil {
-		if m.dropLocked(n.Bridge); known {
+		if known {
 			m.putLocked(before)
+		} else {
+			m.dropLocked(n.Bridge)
 		}
 		return false, err
 	}
 	return !known, nil
 }
 
-// Remove takes the network of this bridge away; an unknown one is success. With
-// the last network go the tables, the rules in chains of others, and forwarding
-// if Berth turned it on and no other network can rely on it.
+// Remove takes the network of this bridge away, and the ports of its endpoints; an
+// unknown one is success. With the last network go the tables, the rules in chains
+// of others, and forwarding if Berth turned it on and no other network can rely on
+// it.
 func (m *Manager) Remove(ctx context.Context, bridge string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -160,83 +197,28 @@ func (m *Manager) Remove(ctx context.Context, bridge string) error {
 		return err
 	}
 	before, known := m.networks[bridge]
+	endpoints := m.endpointsOf(bridge)
+	for _, ep := range endpoints {
+		m.dropEndpointLocked(ep.ID)
+	}
+	if known {
+		for _, s := range m.sides() {
+			s.want.forgetPorts(before)
+		}
+	}
 	m.dropLocked(bridge)
 	err := m.applyLocked(ctx, false)
 	if err != nil && known {
 		m.putLocked(before)
+		for _, ep := range endpoints {
+			m.putEndpointLocked(ep)
+		}
 	}
 	return err
 }
 
-// putLocked adds a network or replaces that of its bridge. Subnets that were left
-// by an earlier Berth get their owner back.
-func (m *Manager) putLocked(n Network) {
-	m.dropLocked(n.Bridge)
-	m.networks[n.Bridge] = n
-	for _, s := range m.sides() {
-		s.want.put(n)
-	}
-	rest, ok := m.networks[""]
-	if !ok || n.Bridge == "" {
-		return
-	}
-	rest.Subnets = slices.Clone(rest.Subnets)
-	for _, p := range n.Subnets {
-		if i := slices.Index(rest.Subnets, p.Masked()); i >= 0 {
-			rest.Subnets = slices.Delete(rest.Subnets, i, i+1)
-		}
-	}
-	m.putLocked(rest)
-}
-
-func (m *Manager) dropLocked(bridge string) {
-	n, ok := m.networks[bridge]
-	if !ok {
-		return
-	}
-	delete(m.networks, bridge)
-	for _, s := range m.sides() {
-		s.want.drop(n)
-	}
-}
-
-func (m *Manager) replaceLocked(networks map[string]Network) {
-	for bridge := range maps.Clone(m.networks) {
-		m.dropLocked(bridge)
-	}
-	for _, n := range networks {
-		m.putLocked(n)
-	}
-}
-
-// adoptLocked takes over, once, the networks that the tables hold.
-func (m *Manager) adoptLocked() error {
-	if m.adopted {
-		return nil
-	}
-	if _, err := m.readLocked(); err != nil {
-		return err
-	}
-	rest := Network{Masquerade: true}
-	for _, s := range m.sides() {
-		for _, n := range networksOf(s.have.elements) {
-			if n.Bridge == "" {
-				rest.Subnets = append(rest.Subnets, n.Subnets...)
-				continue
-			}
-			m.putLocked(n)
-		}
-	}
-	m.putLocked(rest)
-	m.adopted = true
-	return nil
-}
-
 // emptyLocked says that no network is left.
-func (m *Manager) emptyLocked() bool {
-	_, rest := m.networks[""]
-	return len(m.networks) == 0 || len(m.networks) == 1 && rest
-}
+func (m *Manager) emptyLocked() bool { return len(m.networks) == 0 }
 
 // applyLocked brings the kernel to what is wanted. When thorough, nothing that
 // was known about the kernel is relied upon, and the result is read back.
@@ -252,6 +234,8 @@ func (m *Manager) applyLocked(ctx context.Context, thorough bool) error {
 			return err
 		}
 	}
+	// An adopted bridge is foreign before and after its network.
+	m.wantForeignLocked()
 	current, err := m.readLocked()
 	if err != nil {
 		return err
@@ -281,9 +265,7 @@ func (m *Manager) refreshForeignLocked() error {
 		return err
 	}
 	m.foreign = foreign
-	for _, s := range m.sides() {
-		s.want.setForeignBridges(foreign)
-	}
+	m.wantForeignLocked()
 	return nil
 }
 
@@ -301,7 +283,7 @@ func (m *Manager) readLocked() (current bool, err error) {
 		if s.have, err = m.kernel.read(s.table); err != nil {
 			return false, err
 		}
-		s.forwarding = s.forwarding || s.have.forwarding
+		s.forwarding, s.same = s.forwarding || s.have.forwarding, false
 	}
 	m.generation = generation
 	return false, nil
@@ -326,14 +308,18 @@ func (s *side) differs() string {
 		return "was changed"
 	case s.have.forwarding != s.forwarding:
 		return "lacks its mark that forwarding was turned on"
+	case s.same && len(s.want.touched) == 0:
+		return ""
 	}
 	for _, name := range setNames() {
 		have, want := s.have.elements[name], s.want.elements[name]
 		lacks, extra := want.missing(have), have.missing(want)
 		if len(lacks)+len(extra) > 0 {
-			return fmt.Sprintf("set %s lacks %v and has also %v", name, lacks, extra)
+			shape := shapeOf(name, s.table.v6)
+			return fmt.Sprintf("set %s lacks %v and has also %v", name, shape.texts(lacks, want), shape.texts(extra, have))
 		}
 	}
+	s.same = true
 	return ""
 }
 
@@ -354,7 +340,7 @@ func (m *Manager) writeLocked(current bool) (wrote bool, err error) {
 			return false, err
 		}
 		// More than one change means that somebody else was there as well.
-		if m.generation, err = m.kernel.generation(); err != nil || m.generation != before+1 {
+		if m.generation, err = m.kernel.generation(); err != nil || before == 0 || m.generation != before+1 {
 			m.generation = 0
 		}
 	}
@@ -375,14 +361,15 @@ func (s *side) written(current bool) {
 			continue
 		}
 		for x := range s.want.touched[name] {
-			if _, ok := s.want.elements[name][x]; ok {
-				s.have.elements[name][x] = struct{}{}
+			if value, ok := s.want.elements[name][x]; ok {
+				s.have.elements[name][x] = value
 			} else {
 				delete(s.have.elements[name], x)
 			}
 		}
 	}
 	s.have.exists, s.have.whole, s.have.forwarding = true, true, s.forwarding
+	s.same = s.same || !current
 	s.want.settled()
 }
 
@@ -395,7 +382,7 @@ func (m *Manager) xtablesLocked(current bool) error {
 			return err
 		}
 	}
-	if err := m.xtables(keepRule); err != nil {
+	if err := m.keepRulesLocked(); err != nil {
 		return fmt.Errorf("accept forwarded packets beside Docker's rules: %w", err)
 	}
 	return nil
@@ -403,7 +390,7 @@ func (m *Manager) xtablesLocked(current bool) error {
 
 func (m *Manager) teardownLocked() error {
 	var errs []error
-	if err := m.xtables(dropRule); err != nil {
+	if err := m.dropRulesLocked(); err != nil {
 		errs = append(errs, fmt.Errorf("remove the rule from Docker's chains: %w", err))
 	}
 	for _, s := range m.sides() {
@@ -411,8 +398,9 @@ func (m *Manager) teardownLocked() error {
 	}
 	errs = append(errs, m.kernel.flush(), m.restoreForwarding())
 	for _, s := range m.sides() {
-		s.have, s.want = state{}, newRuleset(s.table.v6)
+		s.have, s.want, s.same = state{}, newRuleset(s.table.v6), false
 	}
 	m.networks, m.generation = map[string]Network{}, 0
+	m.endpoints, m.byBridge, m.claims = map[string]*Endpoint{}, map[string]map[string]*Endpoint{}, claims{}
 	return errors.Join(errs...)
 }

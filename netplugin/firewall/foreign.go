@@ -38,6 +38,19 @@ func (b bridge) isForeign() bool {
 	return !b.defaultRoute && !slices.ContainsFunc(b.ports, func(kind string) bool { return kind != "veth" })
 }
 
+// wantForeignLocked makes the foreign bridges elements of the set, without those
+// that have been adopted for a network of Berth's: they carry no mark of Berth, but
+// are not foreign.
+func (m *Manager) wantForeignLocked() {
+	names := slices.DeleteFunc(slices.Clone(m.foreign), func(name string) bool {
+		_, ours := m.networks[name]
+		return ours
+	})
+	for _, s := range m.sides() {
+		s.want.setForeignBridges(names)
+	}
+}
+
 // foreignBridges lists the bridges of other container networks, sorted.
 func foreignBridges(links *link.Handle) ([]string, error) {
 	all, err := links.Bridges()

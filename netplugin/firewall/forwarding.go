@@ -2,7 +2,9 @@ package firewall
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -70,6 +72,60 @@ func (m *Manager) turnOnForwarding(ctx context.Context, v6 bool) error {
 		return err
 	}
 	return m.applyLocked(ctx, false)
+}
+
+// RouteLocalnet lets packets to 127.0.0.0/8 leave by the bridge, for ports that are
+// published on the host's loopback address, and keeps it so until the network of
+// the bridge is removed.
+func (m *Manager) RouteLocalnet(bridge string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.localnet[bridge] = true
+	return m.links.RouteLocalnet(bridge, true)
+}
+
+// sysctlOffLocked names a switch that Berth has turned on and somebody has turned
+// off again, "" if there is none. What Berth found on is others' affair.
+func (m *Manager) sysctlOffLocked() (string, error) {
+	for _, path := range m.sysctlsLocked() {
+		value, err := m.links.Sysctl(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // The bridge is gone, which is noticed elsewhere.
+		}
+		if err != nil || value == "0" {
+			return path, err
+		}
+	}
+	return "", nil
+}
+
+// keepSysctlsLocked turns them on again.
+func (m *Manager) keepSysctlsLocked() error {
+	var errs []error
+	for _, path := range m.sysctlsLocked() {
+		if err := m.links.SetSysctl(path, "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sysctlsLocked lists the switches that Berth has turned on.
+func (m *Manager) sysctlsLocked() []string {
+	var paths []string
+	for _, s := range m.sides() {
+		if s.forwarding {
+			paths = append(paths, forwardingSysctl(s.table.v6))
+		}
+	}
+	for bridge := range m.localnet {
+		if _, ok := m.networks[bridge]; !ok {
+			delete(m.localnet, bridge)
+			continue
+		}
+		paths = append(paths, "ipv4/conf/"+bridge+"/route_localnet")
+	}
+	return paths
 }
 
 // keepRouterAdvertisements lets links of the host that configure themselves by

@@ -3,6 +3,7 @@ package firewall
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"gotest.tools/v3/assert"
 
@@ -32,7 +33,7 @@ func TestForwardingIsTurnedOnForWhoNeedsIt(t *testing.T) {
 			ns := testkit.NewNetns(t)
 			m := manager(t, ns)
 			ns.Run("sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
-			assert.NilError(t, m.Sync(t.Context(), []Network{c.n}))
+			assert.NilError(t, m.Sync(t.Context(), []Network{c.n}, nil))
 			assert.Equal(t, sysctl(ns, "ipv4/ip_forward"), "0", "Sync may run before dockerd")
 			assert.NilError(t, m.CheckForwarding(c.n))
 			assert.Equal(t, sysctl(ns, "ipv4/ip_forward"), "0")
@@ -72,7 +73,7 @@ func TestForwardingIsTurnedOffWithTheLastNetwork(t *testing.T) {
 			}
 			// Also by a Berth that was started later.
 			later := manager(t, ns)
-			assert.NilError(t, later.Sync(t.Context(), []Network{dual(1), network(2)}))
+			assert.NilError(t, later.Sync(t.Context(), []Network{dual(1), network(2)}, nil))
 			assert.NilError(t, later.Remove(t.Context(), "bth1"))
 			assert.Equal(t, sysctl(ns, "ipv4/ip_forward"), "1")
 			assert.NilError(t, later.Remove(t.Context(), "bth2"))
@@ -96,4 +97,21 @@ func TestHostKeepsItsIPv6Configuration(t *testing.T) {
 	assert.NilError(t, m.EnableForwarding(t.Context(), dual(1)))
 	assert.Equal(t, sysctl(ns, "ipv6/conf/up0/accept_ra"), "2")
 	assert.Equal(t, sysctl(ns, "ipv6/conf/up1/accept_ra"), "0")
+}
+
+func TestWatchKeepsRouteLocalnet(t *testing.T) {
+	ns := testkit.NewNetns(t)
+	ns.Run("ip", "link", "add", "bth1", "type", "bridge")
+	m, _ := watch(t, ns, 50*time.Millisecond)
+	assert.NilError(t, m.Sync(t.Context(), []Network{network(1), network(2)}, nil))
+	assert.NilError(t, m.RouteLocalnet("bth1"))
+	const path = "ipv4/conf/bth1/route_localnet"
+	assert.Equal(t, sysctl(ns, path), "1")
+	ns.Run("sysctl", "-qw", "net.ipv4.conf.bth1.route_localnet=0")
+	eventually(t, "route_localnet stayed off", func() bool { return sysctl(ns, path) == "1" })
+
+	assert.NilError(t, m.Remove(t.Context(), "bth1"))
+	ns.Run("sysctl", "-qw", "net.ipv4.conf.bth1.route_localnet=0")
+	time.Sleep(300 * time.Millisecond)
+	assert.Equal(t, sysctl(ns, path), "0", "the network is gone")
 }

@@ -120,7 +120,7 @@ func (k *kernel) read(t table) (state, error) {
 	if err != nil || !chainsWhole {
 		return s, err
 	}
-	s.elements, err = k.readSets(of)
+	s.elements, err = k.readSets(t, of)
 	if err != nil {
 		return state{}, err
 	}
@@ -195,7 +195,7 @@ func sameRule(t table, want, have []expr.Any) (bool, error) {
 }
 
 // readSets returns nil when a set is missing or holds what Berth never puts there.
-func (k *kernel) readSets(of *nftables.Table) (elements, error) {
+func (k *kernel) readSets(t table, of *nftables.Table) (elements, error) {
 	sets, err := k.conn.GetSets(of)
 	if err != nil {
 		return nil, fmt.Errorf("list nftables sets: %w", err)
@@ -203,14 +203,14 @@ func (k *kernel) readSets(of *nftables.Table) (elements, error) {
 	out := elements{}
 	for _, name := range setNames() {
 		at := slices.IndexFunc(sets, func(s *nftables.Set) bool { return s.Name == string(name) })
-		if at < 0 {
+		if at < 0 || !sameSet(t.set(of, name), sets[at]) {
 			return nil, nil
 		}
 		list, err := k.conn.GetSetElements(sets[at])
 		if err != nil {
 			return nil, fmt.Errorf("list elements of nftables set %s: %w", name, err)
 		}
-		known, ok := recognise(name, list)
+		known, ok := recognise(shapeOf(name, t.v6), list)
 		if !ok {
 			return nil, nil
 		}
@@ -220,9 +220,14 @@ func (k *kernel) readSets(of *nftables.Table) (elements, error) {
 }
 
 // recognise decodes a set; ok is false when it holds what Berth never puts there.
-func recognise(name setName, list []nftables.SetElement) (known members, ok bool) {
-	known, err := decode(name, list)
+func recognise(s shape, list []nftables.SetElement) (known members, ok bool) {
+	known, err := decode(s, list)
 	return known, err == nil
+}
+
+func sameSet(want, have *nftables.Set) bool {
+	return want.KeyType.Name == have.KeyType.Name && want.IsMap == have.IsMap && want.DataType.Name == have.DataType.Name &&
+		want.Interval == have.Interval
 }
 
 // change adds to the transaction what brings a table to what is wanted, and says
@@ -244,10 +249,10 @@ func (k *kernel) change(s *side, current bool) (queued bool, err error) {
 		add, remove := s.want.steps(name, have.elements[name], !current)
 		// Removals first: a subnet may make room for a larger one.
 		set := t.set(of, name)
-		if err := k.elements(set, name, remove, k.conn.SetDeleteElements); err != nil {
+		if err := k.elements(set, t.v6, remove, nil, k.conn.SetDeleteElements); err != nil {
 			return false, err
 		}
-		if err := k.elements(set, name, add, k.conn.SetAddElements); err != nil {
+		if err := k.elements(set, t.v6, add, s.want.elements[name], k.conn.SetAddElements); err != nil {
 			return false, err
 		}
 		queued = queued || len(add)+len(remove) > 0
@@ -264,14 +269,13 @@ func (k *kernel) change(s *side, current bool) (queued bool, err error) {
 	return true, nil
 }
 
-func (k *kernel) elements(set *nftables.Set, name setName, list []string, send func(*nftables.Set, []nftables.SetElement) error) error {
+func (k *kernel) elements(
+	set *nftables.Set, v6 bool, list []member, values members, send func(*nftables.Set, []nftables.SetElement) error,
+) error {
+	shape := shapeOf(setName(set.Name), v6)
 	for part := range slices.Chunk(list, chunk) {
-		encoded, err := encode(name, part)
-		if err != nil {
-			return err
-		}
-		if err := send(set, encoded); err != nil {
-			return fmt.Errorf("nftables set %s: %w", name, err)
+		if err := send(set, encode(shape, part, values)); err != nil {
+			return fmt.Errorf("nftables set %s: %w", set.Name, err)
 		}
 	}
 	return nil

@@ -2,40 +2,53 @@ package firewall
 
 import (
 	"fmt"
+	"iter"
+	"slices"
 	"strings"
 )
 
-// text shows the tables that the networks lead to, in the words of `nft list`:
-// ip and then ip6. foreign are the names of other container networks' bridges.
-func text(networks []Network, foreign []string) string {
+// text shows the tables that the networks and endpoints lead to, in the words of
+// `nft list`: ip and then ip6.
+func text(e example) string {
 	var b strings.Builder
 	for _, v6 := range []bool{false, true} {
-		r := newRuleset(v6)
-		for _, n := range networks {
-			r.put(n)
-		}
-		r.setForeignBridges(foreign)
-		newTable(v6).write(&b, r.elements)
+		newTable(v6).write(&b, rulesetOf(e, v6).elements)
 	}
 	return b.String()
+}
+
+func rulesetOf(e example, v6 bool) *ruleset {
+	r := newRuleset(v6)
+	for _, n := range e.networks {
+		r.put(n)
+		for _, ep := range e.endpoints {
+			if ep.Bridge != n.Bridge {
+				continue
+			}
+			for _, x := range r.ports(ep, len(n.Trusted) > 0) {
+				r.set(x.set, x.member, x.value)
+			}
+		}
+	}
+	r.setForeignBridges(e.foreign)
+	return r
+}
+
+// ordered are the sets as they are shown.
+func (r *ruleset) ordered() iter.Seq2[setName, members] {
+	return func(yield func(setName, members) bool) {
+		for _, name := range setNames() {
+			if !yield(name, r.elements[name]) {
+				return
+			}
+		}
+	}
 }
 
 func (t table) write(b *strings.Builder, e elements) {
 	fmt.Fprintf(b, "table %s %s {\n", t.keyword, TableName)
 	for _, name := range setNames() {
-		s := t.set(nil, name)
-		fmt.Fprintf(b, "\tset %s {\n\t\ttype %s\n", name, s.KeyType.Name)
-		if s.Interval {
-			b.WriteString("\t\tflags interval\n")
-		}
-		if len(e[name]) > 0 {
-			list := e[name].sorted()
-			for i, m := range list {
-				list[i] = memberText(name, m)
-			}
-			fmt.Fprintf(b, "\t\telements = { %s }\n", strings.Join(list, ", "))
-		}
-		b.WriteString("\t}\n\n")
+		t.writeSet(b, name, e[name])
 	}
 	for i, c := range t.chains {
 		if i > 0 {
@@ -53,13 +66,27 @@ func (t table) write(b *strings.Builder, e elements) {
 	b.WriteString("}\n")
 }
 
-func memberText(name setName, m string) string {
-	switch name {
-	case setSources:
-		return m
-	case setSame:
-		return fmt.Sprintf("%q . %q", m, m)
-	default:
-		return fmt.Sprintf("%q", m)
+func (t table) writeSet(b *strings.Builder, name setName, have members) {
+	s := t.set(nil, name)
+	kind, types := "set", s.KeyType.Name
+	if s.IsMap {
+		kind, types = "map", types+" : "+s.DataType.Name
 	}
+	fmt.Fprintf(b, "\t%s %s {\n\t\ttype %s\n", kind, name, types)
+	if s.Interval {
+		b.WriteString("\t\tflags interval\n")
+	}
+	if list := t.elementTexts(name, have); len(list) > 0 {
+		fmt.Fprintf(b, "\t\telements = { %s }\n", strings.Join(list, ", "))
+	}
+	b.WriteString("\t}\n\n")
+}
+
+func (t table) elementTexts(name setName, have members) []string {
+	var list []string
+	for m, value := range have {
+		list = append(list, shapeOf(name, t.v6).text(m, value))
+	}
+	slices.Sort(list)
+	return list
 }

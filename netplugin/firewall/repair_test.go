@@ -62,7 +62,7 @@ func TestDamageIsFoundAndRepaired(t *testing.T) {
 	for name, damage := range damages() {
 		t.Run(name, func(t *testing.T) {
 			ns, m, networks := damaged(t)
-			assert.NilError(t, m.Sync(t.Context(), networks))
+			assert.NilError(t, m.Sync(t.Context(), networks, nil))
 			want := snapshot(ns)
 			drift, err := m.Check(t.Context())
 			assert.NilError(t, err)
@@ -72,7 +72,7 @@ func TestDamageIsFoundAndRepaired(t *testing.T) {
 			drift, err = m.Check(t.Context())
 			assert.NilError(t, err)
 			assert.Assert(t, drift != "")
-			assert.NilError(t, m.Sync(t.Context(), networks))
+			assert.NilError(t, m.Sync(t.Context(), networks, nil))
 			drift, err = m.Check(t.Context())
 			assert.NilError(t, err)
 			assert.Equal(t, drift, "")
@@ -95,7 +95,7 @@ func TestEnsureRepairsWhatItFinds(t *testing.T) {
 	for name, damage := range damages() {
 		t.Run(name, func(t *testing.T) {
 			ns, m, networks := damaged(t)
-			assert.NilError(t, m.Sync(t.Context(), networks))
+			assert.NilError(t, m.Sync(t.Context(), networks, nil))
 			damage(ns)
 			_, err := m.Ensure(t.Context(), network(3))
 			assert.NilError(t, err)
@@ -108,7 +108,7 @@ func TestEnsureRepairsWhatItFinds(t *testing.T) {
 
 func TestWatchRepairs(t *testing.T) {
 	ns, m, networks := damaged(t)
-	assert.NilError(t, m.Sync(t.Context(), networks))
+	assert.NilError(t, m.Sync(t.Context(), networks, nil))
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Add(1)
@@ -118,44 +118,36 @@ func TestWatchRepairs(t *testing.T) {
 	}()
 	defer wg.Wait()
 	defer cancel()
-	eventually := func(what string, ok func() bool) {
-		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal(what)
-			}
-		}
-	}
 	want := listed(ns)
 	ns.Run("nft", "flush", "ruleset")
-	eventually("the tables did not come back", func() bool {
+	eventually(t, "the tables did not come back", func() bool {
 		_, err := ns.Try("nft", "list", "table", "ip6", "berth")
 		return err == nil && listed(ns) == want
 	})
 	ns.Run("iptables-legacy", "-F", "FORWARD")
-	eventually("the rule did not come back", func() bool { return strings.Contains(ns.Run("iptables-legacy", "-S"), ruleComment) })
+	eventually(t, "the rule did not come back", func() bool { return strings.Contains(ns.Run("iptables-legacy", "-S"), ruleComment) })
 
 	// dockerd makes a network and removes it.
 	inSet := func() bool { return strings.Contains(ns.Run("nft", "list set ip berth foreign"), "br-0123456789ab") }
 	ns.Run("ip", "link", "add", "br-0123456789ab", "type", "bridge")
-	eventually("the new bridge was not noticed", inSet)
+	eventually(t, "the new bridge was not noticed", inSet)
 	ns.Run("ip", "link", "del", "br-0123456789ab")
-	eventually("the removal of the bridge was not noticed", func() bool { return !inSet() })
+	eventually(t, "the removal of the bridge was not noticed", func() bool { return !inSet() })
 
 	// A bridge turns from a container network's into the uplink.
 	ns.Run("ip", "link", "add", "br0", "type", "bridge")
-	eventually("br0 was not noticed", func() bool { return strings.Contains(ns.Run("nft", "list set ip berth foreign"), "br0") })
+	eventually(t, "br0 was not noticed", func() bool { return strings.Contains(ns.Run("nft", "list set ip berth foreign"), "br0") })
 	ns.Run("ip", "addr", "add", "192.0.2.1/24", "dev", "br0")
 	ns.Run("ip", "link", "set", "br0", "up")
 	ns.Run("ip", "route", "add", "default", "via", "192.0.2.2")
-	eventually("br0 stayed foreign", func() bool { return !strings.Contains(ns.Run("nft", "list set ip berth foreign"), "br0") })
+	eventually(t, "br0 stayed foreign", func() bool { return !strings.Contains(ns.Run("nft", "list set ip berth foreign"), "br0") })
 }
 
 // dockerd comes and goes while networks live.
 func TestRuleMovesToDockerUser(t *testing.T) {
 	ns := testkit.NewNetns(t)
 	m := manager(t, ns)
-	assert.NilError(t, m.Sync(t.Context(), []Network{network(1)}))
+	assert.NilError(t, m.Sync(t.Context(), []Network{network(1)}, nil))
 	where := func() []string {
 		var found []string
 		for line := range strings.Lines(ns.Run("iptables-nft", "-S")) {
@@ -166,19 +158,19 @@ func TestRuleMovesToDockerUser(t *testing.T) {
 		return found
 	}
 	ns.Run("iptables-nft", "-P", "FORWARD", "DROP")
-	assert.NilError(t, m.Sync(t.Context(), []Network{network(1)}))
+	assert.NilError(t, m.Sync(t.Context(), []Network{network(1)}, nil))
 	assert.DeepEqual(t, where(), []string{"FORWARD"})
 
 	ns.Run("iptables-nft", "-N", "DOCKER-USER")
 	ns.Run("iptables-nft", "-A", "DOCKER-USER", "-j", "RETURN")
 	ns.Run("iptables-nft", "-I", "FORWARD", "-j", "DOCKER-USER")
-	assert.NilError(t, m.Sync(t.Context(), []Network{network(1)}))
+	assert.NilError(t, m.Sync(t.Context(), []Network{network(1)}, nil))
 	assert.DeepEqual(t, where(), []string{"DOCKER-USER"})
 	rules := strings.Split(ns.Run("iptables-nft", "-S", "DOCKER-USER"), "\n")
 	assert.Equal(t, rules[len(rules)-1], "-A DOCKER-USER -j RETURN")
 
 	ns.Run("iptables-nft", "-D", "FORWARD", "-j", "DOCKER-USER")
-	assert.NilError(t, m.Sync(t.Context(), []Network{network(1)}))
+	assert.NilError(t, m.Sync(t.Context(), []Network{network(1)}, nil))
 	assert.Assert(t, slices.Contains(where(), "FORWARD"))
 
 	assert.NilError(t, m.Remove(t.Context(), "bth1"))
@@ -186,16 +178,31 @@ func TestRuleMovesToDockerUser(t *testing.T) {
 }
 
 // A table called filter may be an administrator's own, which iptables-nft refuses
-// to touch.
+// to touch. It is one like others then.
 func TestFilterTableThatIsNotIptables(t *testing.T) {
 	ns := testkit.NewNetns(t)
 	m := manager(t, ns)
 	ns.Run("nft", "add table ip filter")
 	ns.Run("nft", "add chain ip filter FORWARD { type filter hook forward priority 5; policy accept; }")
 	ns.Run("nft", "add rule ip filter FORWARD ip saddr { 192.0.2.7, 192.0.2.9 } counter")
-	assert.NilError(t, m.Sync(t.Context(), []Network{network(1)}))
+	assert.NilError(t, m.Sync(t.Context(), []Network{network(1)}, nil))
+	assert.Assert(t, !strings.Contains(ns.Run("nft", "list chain ip filter FORWARD"), commentPrefix))
 	ns.Run("nft", "chain ip filter FORWARD { policy drop; }")
-	assert.ErrorContains(t, m.Sync(t.Context(), []Network{network(1)}), "iptables-nft")
+	assert.NilError(t, m.Sync(t.Context(), []Network{network(1)}, nil))
+	list := rulesOf(ns, "ip filter FORWARD")
+	assert.Equal(t, list[len(list)-1], acceptMark)
+	ns.Run("nft", "add rule ip filter FORWARD counter")
+	drift, err := m.Check(t.Context())
+	assert.NilError(t, err)
+	assert.Assert(t, strings.Contains(drift, "ip filter FORWARD"), drift)
+	assert.NilError(t, m.Sync(t.Context(), []Network{network(1)}, nil))
+	drift, err = m.Check(t.Context())
+	assert.NilError(t, err)
+	assert.Equal(t, drift, "")
+	// Also by a Berth that was started later.
+	m = manager(t, ns)
+	assert.NilError(t, m.Remove(t.Context(), "bth1"))
+	assert.Assert(t, !strings.Contains(ns.Run("nft", "list chain ip filter FORWARD"), commentPrefix))
 }
 
 func TestMissingProgramIsNamed(t *testing.T) {
@@ -203,14 +210,14 @@ func TestMissingProgramIsNamed(t *testing.T) {
 	m := manager(t, ns)
 	ns.Run("iptables-legacy", "-P", "FORWARD", "DROP")
 	t.Setenv("PATH", t.TempDir())
-	assert.ErrorContains(t, m.Sync(t.Context(), []Network{network(1)}), "iptables-legacy")
+	assert.ErrorContains(t, m.Sync(t.Context(), []Network{network(1)}, nil), "iptables-legacy")
 }
 
 // iptables-nft must go on working beside Berth's tables.
 func TestIptablesDoesNotMindBerthsTables(t *testing.T) {
 	ns := testkit.NewNetns(t)
 	m := manager(t, ns)
-	assert.NilError(t, m.Sync(t.Context(), []Network{network(1)}))
+	assert.NilError(t, m.Sync(t.Context(), []Network{network(1)}, nil))
 	for _, argv := range [][]string{{"iptables-nft", "-S"}, {"ip6tables-nft", "-L"}, {"iptables-nft-save"}, {"iptables-nft", "-A", "FORWARD", "-j", "ACCEPT"}} {
 		out := ns.Run(argv...)
 		assert.Assert(t, !strings.Contains(strings.ToLower(out), "warning") && !strings.Contains(out, "incompatible"), "%v: %s", argv, out)
@@ -223,7 +230,7 @@ func TestRestartKeepsNetworksUntilTheyAreTold(t *testing.T) {
 	ns := testkit.NewNetns(t)
 	first := manager(t, ns)
 	networks := []Network{network(1), network(2), network(3)}
-	assert.NilError(t, first.Sync(t.Context(), networks))
+	assert.NilError(t, first.Sync(t.Context(), networks, nil))
 	want := listed(ns)
 
 	second := manager(t, ns)
@@ -238,20 +245,20 @@ func TestRestartKeepsNetworksUntilTheyAreTold(t *testing.T) {
 	changed.Internal = true
 	_, err = second.Ensure(t.Context(), changed)
 	assert.NilError(t, err)
-	assert.NilError(t, second.Sync(t.Context(), []Network{changed}))
+	assert.NilError(t, second.Sync(t.Context(), []Network{changed}, nil))
 	other := testkit.NewNetns(t)
-	assert.NilError(t, manager(t, other).Sync(t.Context(), []Network{changed}))
+	assert.NilError(t, manager(t, other).Sync(t.Context(), []Network{changed}, nil))
 	assert.Equal(t, listed(ns), listed(other))
 }
 
 func TestLastRemovalAfterRestartTakesTheTables(t *testing.T) {
 	ns := testkit.NewNetns(t)
-	assert.NilError(t, manager(t, ns).Sync(t.Context(), []Network{network(1)}))
+	assert.NilError(t, manager(t, ns).Sync(t.Context(), []Network{network(1)}, nil))
 	assert.NilError(t, manager(t, ns).Remove(t.Context(), "bth1"))
 	assert.Equal(t, ns.Run("nft", "list", "ruleset"), "")
 
-	assert.NilError(t, manager(t, ns).Sync(t.Context(), []Network{network(1)}))
-	assert.NilError(t, manager(t, ns).Sync(t.Context(), nil))
+	assert.NilError(t, manager(t, ns).Sync(t.Context(), []Network{network(1)}, nil))
+	assert.NilError(t, manager(t, ns).Sync(t.Context(), nil, nil))
 	assert.Equal(t, ns.Run("nft", "list", "ruleset"), "")
 }
 
@@ -260,7 +267,7 @@ func TestStepsLeadWhereThePlanLeads(t *testing.T) {
 	m := manager(t, testkit.NewNetns(t))
 	ctx := t.Context()
 	rapid.Check(t, func(t *rapid.T) {
-		if err := m.Sync(ctx, nil); err != nil {
+		if err := m.Sync(ctx, nil, nil); err != nil {
 			t.Fatal(err)
 		}
 		now := map[string]Network{}
@@ -332,18 +339,18 @@ func TestTwoThousandNetworks(t *testing.T) {
 		networks = append(networks, network(i))
 	}
 	start := time.Now()
-	assert.NilError(t, m.Sync(t.Context(), networks))
+	assert.NilError(t, m.Sync(t.Context(), networks, nil))
 	made := time.Since(start)
 	start = time.Now()
-	assert.NilError(t, m.Sync(t.Context(), networks))
+	assert.NilError(t, m.Sync(t.Context(), networks, nil))
 	t.Logf("2000 networks: made in %v, checked in %v", made, time.Since(start))
 	s, err := m.kernel.read(newTable(false))
 	assert.NilError(t, err)
 	for _, name := range []setName{setBridges, setOpen, setSame, setSources} {
 		assert.Equal(t, len(s.elements[name]), 2000, "set %s", name)
 	}
-	assert.NilError(t, m.Sync(t.Context(), networks[:1]))
-	assert.NilError(t, m.Sync(t.Context(), nil))
+	assert.NilError(t, m.Sync(t.Context(), networks[:1], nil))
+	assert.NilError(t, m.Sync(t.Context(), nil, nil))
 }
 
 func benchmarkEnsure(b *testing.B, others int) {
@@ -359,7 +366,7 @@ func benchmarkEnsure(b *testing.B, others int) {
 	for i := range others {
 		networks = append(networks, network(i))
 	}
-	assert.NilError(b, m.Sync(b.Context(), networks))
+	assert.NilError(b, m.Sync(b.Context(), networks, nil))
 	for b.Loop() {
 		_, err := m.Ensure(b.Context(), network(50000))
 		assert.NilError(b, err)

@@ -1,10 +1,9 @@
 package firewall
 
 import (
-	"encoding/binary"
+	"slices"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
@@ -36,7 +35,6 @@ type table struct {
 	family nftables.TableFamily
 	// keyword is the family in nft's words.
 	keyword string
-	addr    nftables.SetDatatype
 	chains  []chain
 }
 
@@ -54,196 +52,147 @@ const priorityLast = 300
 const forwardingChain = "turned_on_forwarding"
 
 func newTable(v6 bool) table {
-	t := table{v6: v6, family: nftables.TableFamilyIPv4, keyword: "ip", addr: nftables.TypeIPAddr}
+	t := table{v6: v6, family: nftables.TableFamilyIPv4, keyword: "ip"}
 	if v6 {
-		t.family, t.keyword, t.addr = nftables.TableFamilyIPv6, "ip6", nftables.TypeIP6Addr
+		t.family, t.keyword = nftables.TableFamilyIPv6, "ip6"
 	}
-	drop := verdict("drop", expr.VerdictDrop, "")
-	accept := verdict("accept", expr.VerdictAccept, "")
-	to := func(name string) rule { return verdict("goto "+name, expr.VerdictGoto, name) }
+	t.chains = slices.Concat(t.filterChains(), t.natChains())
+	return t
+}
 
-	t.chains = []chain{
+// base is a chain that packets go through by themselves.
+func base(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority nftables.ChainPriority, text string, rules ...rule) chain {
+	return chain{name, kind, hook, priority, text, rules}
+}
+
+// filterChains decide which packets pass.
+func (t table) filterChains() []chain {
+	return []chain{
 		// A packet that Berth has accepted: say so to the rules of others.
 		{name: "accepted", rules: []rule{
-			join(setMarkBit(), accept),
+			join(setMarkBit(), accept()),
+		}},
+		// To a published port, by whatever way it was found. An accept without the
+		// mark leaves the decision to the host's own rules.
+		{name: "published", rules: []rule{
+			join(oif(setHost), accept()),
+			join(t.allowedSource(), to("accepted")),
+			join(oif(setLimited), drop()),
+			to("accepted"),
+		}},
+		// Between containers of one network.
+		{name: "within", rules: []rule{
+			join(iif(setICC), to("accepted")),
+			join(answer(), to("accepted")),
+			join(translated(), to("accepted")),
+			drop(),
+		}},
+		// To the containers of a routed network.
+		{name: "routing", rules: []rule{
+			join(t.directPort(setDirect), to("published")),
+			join(t.directPort(setDirectRanges), to("published")),
+			join(t.echoRequest(), to("accepted")),
+			drop(),
+		}},
+		// From one Berth network to another.
+		{name: "across", rules: []rule{
+			join(notOif(setOpen), drop()),
+			join(answer(), to("accepted")),
+			join(translated(), to("published")),
+			join(oif(setRouted), to("routing")),
+			drop(),
+		}},
+		// To another container network, of whose published ports its own rules decide.
+		{name: "abroad", rules: []rule{
+			join(answer(), to("accepted")),
+			join(translated(), accept()),
+			drop(),
 		}},
 		// From a container. The order decides: its own network, then the networks
 		// it must not reach, then outside.
 		{name: "leaving", rules: []rule{
-			join(inSameBridge(), to("accepted")),
-			join(linkIn("oifname", expr.MetaKeyOIFNAME, setBridges, false), drop),
-			join(linkIn("oifname", expr.MetaKeyOIFNAME, setForeign, false), drop),
-			join(linkIn("iifname", expr.MetaKeyIIFNAME, setOpen, false), to("accepted")),
-			drop,
+			join(linkPair(setSame), to("within")),
+			join(notIif(setOpen), drop()),
+			join(oif(setBridges), to("across")),
+			join(oif(setForeign), to("abroad")),
+			to("accepted"),
 		}},
-		// To a container, from anything but a Berth bridge: only answers.
+		// To a container, from anything but a Berth bridge.
 		{name: "entering", rules: []rule{
-			join(linkIn("oifname", expr.MetaKeyOIFNAME, setOpen, false), ctState(), to("accepted")),
-			drop,
+			join(notOif(setOpen), drop()),
+			join(answer(), to("accepted")),
+			join(translated(), to("published")),
+			join(oif(setRouted), to("routing")),
+			join(notIif(setForeign), oif(setUnprotected), to("published")),
+			join(linkPair(setTrusted), t.directPort(setDirect), to("published")),
+			join(linkPair(setTrusted), t.directPort(setDirectRanges), to("published")),
+			drop(),
 		}},
-		{
-			name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: priorityBefore,
-			text: "type filter hook forward priority filter - 10; policy accept;",
-			rules: []rule{
-				// A mark from elsewhere must not open Docker's chains.
-				join(matchMarkBit(), clearMarkBit()),
-				join(linkIn("iifname", expr.MetaKeyIIFNAME, setBridges, false), to("leaving")),
-				join(linkIn("oifname", expr.MetaKeyOIFNAME, setBridges, false), to("entering")),
-			},
-		},
+		base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, priorityBefore,
+			"type filter hook forward priority filter - 10; policy accept;",
+			// A mark from elsewhere must not open Docker's chains.
+			join(matchMarkBit(), clearMarkBit()),
+			join(iif(setBridges), to("leaving")),
+			join(oif(setBridges), to("entering")),
+		),
 		// Containers of an internal network reach the addresses of their own bridge
 		// and no other address of the host.
-		{
-			name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, priority: priorityBefore,
-			text: "type filter hook input priority filter - 10; policy accept;",
-			rules: []rule{
-				join(linkIn("iifname", expr.MetaKeyIIFNAME, setBridges, true), accept),
-				join(linkIn("iifname", expr.MetaKeyIIFNAME, setOpen, false), accept),
-				join(ctState(), accept),
-				join(fibType("local", unix.RTN_LOCAL), accept),
-				join(fibType("broadcast", unix.RTN_BROADCAST), accept),
-				join(fibType("multicast", unix.RTN_MULTICAST), accept),
-				drop,
-			},
-		},
-		{
-			name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: *nftables.ChainPriorityNATSource,
-			text: "type nat hook postrouting priority srcnat; policy accept;",
-			rules: []rule{
-				join(t.source(), notLoopback(), linkIn("oifname", expr.MetaKeyOIFNAME, setBridges, true), rule{"masquerade", []expr.Any{&expr.Masq{}}}),
-			},
-		},
-		{
-			name: "unmark", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, priority: priorityLast,
-			text: "type filter hook postrouting priority 300; policy accept;",
-			rules: []rule{
-				join(matchMarkBit(), clearMarkBit()),
-			},
-		},
+		base("input", nftables.ChainTypeFilter, nftables.ChainHookInput, priorityBefore,
+			"type filter hook input priority filter - 10; policy accept;",
+			join(notIif(setBridges), accept()),
+			join(iif(setOpen), accept()),
+			join(answer(), accept()),
+			join(fibType("local", unix.RTN_LOCAL), accept()),
+			join(fibType("broadcast", unix.RTN_BROADCAST), accept()),
+			join(fibType("multicast", unix.RTN_MULTICAST), accept()),
+			drop(),
+		),
+		base("unmark", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, priorityLast,
+			"type filter hook postrouting priority 300; policy accept;",
+			join(matchMarkBit(), clearMarkBit()),
+		),
 	}
-	return t
 }
 
-// join makes one rule of several matches and a statement.
-func join(parts ...rule) rule {
-	var out rule
-	for _, p := range parts {
-		if out.text != "" {
-			out.text += " "
-		}
-		out.text += p.text
-		out.exprs = append(out.exprs, p.exprs...)
-	}
-	return out
-}
-
-func verdict(text string, kind expr.VerdictKind, chain string) rule {
-	return rule{text, []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}}
-}
-
-// linkIn matches the name of the incoming or outgoing link against a set.
-func linkIn(text string, key expr.MetaKey, set setName, invert bool) rule {
-	op := " "
-	if invert {
-		op = " != "
-	}
-	return rule{text + op + "@" + string(set), []expr.Any{
-		&expr.Meta{Key: key, Register: unix.NFT_REG_1},
-		&expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: string(set), Invert: invert},
+// natChains translate addresses.
+func (t table) natChains() []chain {
+	outside := join(rule{`oifname != "lo"`, notLoopback()}, notOif(setBridges))
+	masquerade := rule{"masquerade", []expr.Any{&expr.Masq{}}}
+	publish := chain{name: "publish", rules: []rule{
+		// One address before all, single ports before ranges.
+		t.translate(mapPublishedAt), t.translate(mapRangesAt), t.translate(mapPublished), t.translate(mapRanges),
 	}}
-}
-
-func inSameBridge() rule {
-	return rule{"iifname . oifname @" + string(setSame), []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: unix.NFT_REG_1},
-		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: unix.NFT_REG_2},
-		&expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: string(setSame)},
-	}}
-}
-
-func notLoopback() rule {
-	return rule{`oifname != "lo"`, []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: unix.NFT_REG_1},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: unix.NFT_REG_1, Data: linkName("lo")},
-	}}
-}
-
-func ctState() rule {
-	return rule{"ct state established,related", []expr.Any{
-		&expr.Ct{Key: expr.CtKeySTATE, Register: unix.NFT_REG_1},
-		bits(^uint32(0)&(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), 0),
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: unix.NFT_REG_1, Data: native(0)},
-	}}
-}
-
-// fibType matches the type of the destination as seen from the incoming link.
-func fibType(text string, kind uint32) rule {
-	return rule{"fib daddr . iif type " + text, []expr.Any{
-		&expr.Fib{Register: unix.NFT_REG_1, ResultADDRTYPE: true, FlagDADDR: true, FlagIIF: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: native(kind)},
-	}}
-}
-
-// source matches the source address against the masqueraded subnets.
-func (t table) source() rule {
-	offset, length := uint32(12), uint32(4)
+	prerouting := base("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, *nftables.ChainPriorityNATDest,
+		"type nat hook prerouting priority dstnat; policy accept;",
+		// What is published on 127.0.0.1 must not be reached from another machine,
+		// whatever sysctls the host has.
+		join(t.loopbackAddr("daddr"), verdict("return", expr.VerdictReturn, "")),
+		join(localAddr(), to(publish.name)),
+	)
+	output := base("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, *nftables.ChainPriorityNATDest,
+		"type nat hook output priority -100; policy accept;",
+		join(localAddr(), to(publish.name)),
+	)
+	postrouting := base("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource,
+		"type nat hook postrouting priority srcnat; policy accept;",
+		// To a published port of the same network: without this the container would
+		// answer past the host.
+		join(translated(), t.sourceOnOif(), masquerade),
+		join(outside, t.translateSource()),
+		join(outside, t.sourceIn(setSources), masquerade),
+	)
 	if t.v6 {
-		offset, length = 8, 16
+		// [::1] cannot leave the loopback link.
+		output.rules = slices.Insert(output.rules, 0, prerouting.rules[0])
+		return []chain{publish, prerouting, output, postrouting}
 	}
-	return rule{t.keyword + " saddr @" + string(setSources), []expr.Any{
-		&expr.Payload{DestRegister: unix.NFT_REG_1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
-		&expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: string(setSources)},
-	}}
-}
-
-func matchMarkBit() rule {
-	return rule{"meta mark & 0x10000000 == 0x10000000", []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: unix.NFT_REG_1},
-		bits(Mark, 0),
-		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: native(Mark)},
-	}}
-}
-
-func setMarkBit() rule {
-	return rule{"meta mark set meta mark | 0x10000000", []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: unix.NFT_REG_1},
-		bits(^Mark, Mark),
-		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: unix.NFT_REG_1},
-	}}
-}
-
-func clearMarkBit() rule {
-	return rule{"meta mark set meta mark & 0xefffffff", []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: unix.NFT_REG_1},
-		bits(^Mark, 0),
-		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: unix.NFT_REG_1},
-	}}
-}
-
-// bits is register = register & mask ^ xor.
-func bits(mask, xor uint32) expr.Any {
-	return &expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 4, Mask: native(mask), Xor: native(xor)}
-}
-
-// native is a number as the kernel keeps it in a register.
-func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
-
-// linkName is a name as the kernel compares it, padded to IFNAMSIZ.
-func linkName(name string) []byte {
-	b := make([]byte, unix.IFNAMSIZ)
-	copy(b, name)
-	return b
-}
-
-// set is the declaration of one of the sets.
-func (t table) set(of *nftables.Table, name setName) *nftables.Set {
-	s := &nftables.Set{Table: of, Name: string(name), KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
-	switch name {
-	case setSame:
-		s.KeyType, s.Concatenation = nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName), true
-	case setBridges, setOpen, setForeign:
-	case setSources:
-		s.KeyType, s.Interval, s.KeyByteOrder = t.addr, true, binaryutil.BigEndian
-	}
-	return s
+	postrouting.rules = slices.Insert(postrouting.rules, 0, join(t.loopbackAddr("saddr"), oif(setBridges), masquerade))
+	// With route_localnet on, which ports published on 127.0.0.1 need, the bridge
+	// would take packets from and to there.
+	guard := base("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityRaw,
+		"type filter hook prerouting priority raw; policy accept;",
+		join(iif(setBridges), t.loopbackAddr("saddr"), drop()),
+		join(iif(setBridges), t.loopbackAddr("daddr"), drop()),
+	)
+	return []chain{guard, publish, prerouting, output, postrouting}
 }

@@ -16,7 +16,9 @@ import (
 
 const (
 	// ruleComment tells Berth's rule in chains of others.
-	ruleComment = "berth: accepted in nftables table berth"
+	ruleComment = commentPrefix + "accepted in nftables table berth"
+	// commentPrefix begins it in all versions.
+	commentPrefix = "berth: "
 	// lockSeconds is how long to wait for dockerd and others that hold the lock.
 	lockSeconds = 5
 	filterTable = "filter"
@@ -57,6 +59,13 @@ func (v variant) program() string {
 	return name + "-nft"
 }
 
+func (v variant) family() nftables.TableFamily {
+	if v.v6 {
+		return nftables.TableFamilyIPv6
+	}
+	return nftables.TableFamilyIPv4
+}
+
 // present says whether the variant has a FORWARD chain in the namespace. It never
 // brings one into being: to ask the program is enough to load legacy tables.
 func (m *Manager) present(v variant) (ok, drops bool, err error) {
@@ -64,11 +73,7 @@ func (m *Manager) present(v variant) (ok, drops bool, err error) {
 		ok, err = m.legacyPresent(v)
 		return ok, true, err
 	}
-	family := nftables.TableFamilyIPv4
-	if v.v6 {
-		family = nftables.TableFamilyIPv6
-	}
-	chains, err := m.kernel.conn.ListChainsOfTableFamily(family)
+	chains, err := m.kernel.conn.ListChainsOfTableFamily(v.family())
 	if err != nil {
 		return false, false, fmt.Errorf("list nftables chains: %w", err)
 	}
@@ -113,15 +118,62 @@ func (m *Manager) legacyInUse() (bool, error) {
 	return false, nil
 }
 
-// xtables runs fix on each variant that is present.
-func (m *Manager) xtables(fix func(*iptables.IPTables) error) error {
+// keepRulesLocked puts Berth's rule into all chains of others that drop forwarded
+// packets.
+func (m *Manager) keepRulesLocked() error {
+	err := errors.Join(m.xtables(adding, keepRule), m.keepHooksLocked())
+	if err != nil {
+		m.generation = 0 // Tried again by whoever comes next.
+	}
+	return err
+}
+
+// dropRulesLocked takes it away from all of them.
+func (m *Manager) dropRulesLocked() error {
+	return errors.Join(m.xtables(removing, dropRule), m.dropHooksLocked())
+}
+
+// missingRulesLocked says in words where the rule is not as it should be, "" if
+// everywhere it is.
+func (m *Manager) missingRulesLocked() (string, error) {
+	problem, err := m.missingHookLocked()
+	if err != nil || problem != "" {
+		return problem, err
+	}
+	err = m.xtables(looking, func(ipt *iptables.IPTables) error {
+		wrong, err := missingRule(ipt)
+		if wrong {
+			problem = "the rule in chain DOCKER-USER or FORWARD of iptables is missing or misplaced"
+		}
+		return err
+	})
+	return problem, err
+}
+
+// A purpose is what xtables is for.
+type purpose int
+
+const (
+	looking purpose = iota
+	adding
+	removing
+)
+
+// xtables runs fix on each variant that is present, unless all is well there
+// already. Only adding shows that a table is not iptables' own.
+func (m *Manager) xtables(why purpose, fix func(*iptables.IPTables) error) error {
 	for _, v := range variants() {
 		ok, drops, err := m.present(v)
 		if err != nil {
 			return err
 		}
-		if !ok {
+		if !ok || why != adding && !v.legacy && m.others.native[v.family()] {
 			continue
+		}
+		if why != removing && !v.legacy {
+			if right, err := m.kernel.hasRule(v); err == nil && right {
+				continue
+			}
 		}
 		err = m.links.In(func() error {
 			ipt, err := m.programs.open(v)
@@ -130,13 +182,17 @@ func (m *Manager) xtables(fix func(*iptables.IPTables) error) error {
 			}
 			return fix(ipt)
 		})
+		if why == adding && !v.legacy {
+			m.noteNativeLocked(v, err != nil && isIncompatible(err))
+		}
 		switch {
 		case err == nil:
+		case !v.legacy && isIncompatible(err):
+			// A table called filter that is not iptables' own, and so one of those of
+			// keepHooksLocked.
 		case drops:
 			return fmt.Errorf("%s: %w", v.program(), err)
 		default:
-			// A table called filter that is not iptables' own: its program cannot read
-			// it, and as its policy is to accept, nothing is lost.
 			m.log.WithError(err).Warnf("%s: no rule kept in chain %s, which accepts", v.program(), forwardChain)
 		}
 	}
@@ -195,7 +251,10 @@ func chainsOf(ipt *iptables.IPTables) (names []string, rules map[string][]string
 }
 
 // isOurs tells Berth's rule, of this version or another.
-func isOurs(line string) bool { return strings.Contains(line, `--comment "berth: `) }
+func isOurs(line string) bool { return strings.Contains(line, `--comment "`+commentPrefix) }
+
+// returns is the rule with which Engines up to 27 end DOCKER-USER.
+const returns = "-A " + userChain + " -j RETURN"
 
 // missingRule says whether the rule is not exactly where it belongs.
 func missingRule(ipt *iptables.IPTables) (bool, error) {
@@ -215,14 +274,29 @@ func missingRule(ipt *iptables.IPTables) (bool, error) {
 			return true, nil
 		}
 	}
+	if lines := rules[home]; home == userChain {
+		return !isOurs(lines[userPosition(lines)-1]), nil
+	}
 	return false, nil
+}
+
+// userPosition is the position, from 1, of the last rule of DOCKER-USER that does
+// not merely return; 0 if there is none.
+func userPosition(lines []string) int {
+	n := len(lines)
+	if n > 0 && lines[n-1] == returns {
+		n--
+	}
+	return n
 }
 
 // keepRule puts the rule where it belongs and takes it away elsewhere.
 //
-// In DOCKER-USER it stands behind the administrator's rules, which keep the last
-// word, and before the RETURN with which older Engines end that chain. In FORWARD
-// it comes first, as whatever drops there is the policy or a general rule.
+// In DOCKER-USER it stands behind all rules of the administrator's, whenever they
+// were added, so that they decide first, and before the RETURN with which older
+// Engines end that chain. In FORWARD it is put first, as whatever drops there is
+// the policy or a general rule; one that is put before it later stays there: it
+// drops Docker's packets as well.
 func keepRule(ipt *iptables.IPTables) error {
 	wrong, err := missingRule(ipt)
 	if err != nil || !wrong {
@@ -238,11 +312,7 @@ func keepRule(ipt *iptables.IPTables) error {
 	home := names[len(names)-1]
 	position := 1
 	if home == userChain {
-		lines := rules[home]
-		position = len(lines) + 1
-		if len(lines) > 0 && lines[len(lines)-1] == "-A "+userChain+" -j RETURN" {
-			position--
-		}
+		position = userPosition(rules[home]) + 1
 	}
 	return ipt.Insert(filterTable, home, position, ruleSpec()...)
 }

@@ -53,18 +53,29 @@ func (h *Handle) SetAddrs(name string, want []netip.Prefix) error {
 		if slices.ContainsFunc(have, func(a netlink.Addr) bool { return prefixOf(a) == p }) {
 			continue
 		}
-		addr := &netlink.Addr{IPNet: ipNet(p)}
-		if p.Addr().Is6() {
-			// The address is ours to give; looking for a duplicate would delay it by
-			// a second, and for ever while the bridge has no port.
-			addr.Flags = unix.IFA_F_NODAD
-		}
-		err := do(func() error { return h.nl.AddrAdd(ref, addr) })
-		if err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("give address %s to link %q: %w", p, name, err)
+		if _, err := h.addAddr(ref, p); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// addAddr gives a link an address; added is false when it has it already.
+func (h *Handle) addAddr(ref netlink.Link, p netip.Prefix) (added bool, err error) {
+	addr := &netlink.Addr{IPNet: ipNet(p)}
+	if p.Addr().Is6() {
+		// The address is ours to give; looking for a duplicate would delay it by
+		// a second, and for ever while the bridge has no port.
+		addr.Flags = unix.IFA_F_NODAD
+	}
+	err = do(func() error { return h.nl.AddrAdd(ref, addr) })
+	if errors.Is(err, unix.EEXIST) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("give address %s to link %q: %w", p, ref.Attrs().Name, err)
+	}
+	return true, nil
 }
 
 // Addrs returns the addresses of a link, without link-local IPv6 ones.
@@ -84,6 +95,22 @@ func (h *Handle) Addrs(name string) ([]netip.Prefix, error) {
 	for _, a := range list {
 		if p := prefixOf(a); p.Addr().Is4() || !p.Addr().IsLinkLocalUnicast() {
 			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+// AllAddrs returns the addresses of all links by the index of the link, without
+// link-local IPv6 ones.
+func (h *Handle) AllAddrs() (map[int][]netip.Prefix, error) {
+	list, err := dump(func() ([]netlink.Addr, error) { return h.nl.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	out := map[int][]netip.Prefix{}
+	for _, a := range list {
+		if p := prefixOf(a); p.Addr().Is4() || !p.Addr().IsLinkLocalUnicast() {
+			out[a.LinkIndex] = append(out[a.LinkIndex], p)
 		}
 	}
 	return out, nil

@@ -88,12 +88,23 @@ func (h *Handle) DeleteBridge(name, networkID string) error {
 			if !port.Owner.Ours {
 				continue // Somebody plugged it in; the kernel unplugs it.
 			}
-			if err := h.deleteIndex(port); err != nil {
+			if err := h.deletePort(port); err != nil {
 				return err
 			}
 		}
 	}
 	return h.Delete(name, owner)
+}
+
+// deletePort removes a port of Berth's with its limiter.
+func (h *Handle) deletePort(port Link) error {
+	if err := h.deleteIndex(port); err != nil {
+		return err
+	}
+	if port.Owner.Endpoint == "" {
+		return nil
+	}
+	return h.deleteLimiter(port.Name, port.Owner)
 }
 
 // claim looks for a link that belongs to owner. One that Berth left half made is

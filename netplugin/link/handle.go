@@ -1,9 +1,11 @@
-// Package link makes, reads and removes network links, addresses and the
-// sysctls that belong to them. It is the only package that speaks route netlink.
+// Package link makes, reads and removes network links with their addresses, limits
+// and sysctls, and tells neighbours of new addresses. It is the only package that
+// speaks route netlink.
 //
 // Every link that Berth makes carries a mark: a link group from its first moment
 // and an alias with the ID of the network or endpoint. A link without the mark is
-// never changed or removed. The package does not know what a network is: which
+// never changed or removed; a bridge that is adopted is given addresses, which are
+// taken away again. The package does not know what a network is: which
 // links there should be is decided by the mode packages.
 package link
 

@@ -22,24 +22,30 @@ type Link struct {
 	Master int
 	// Peer is the index of the other end of a veth pair, 0 when that end is in
 	// another namespace.
-	Peer  int
-	MTU   int
-	MAC   net.HardwareAddr
-	Up    bool
+	Peer int
+	MTU  int
+	MAC  net.HardwareAddr
+	Up   bool
+	// Carrier says that the link can carry packets: of a veth pair, that both ends
+	// are up.
+	Carrier bool
+	// Port is not known in events.
+	Port  Port
 	Owner Owner
 }
 
 func fromNetlink(l netlink.Link) Link {
 	attrs := l.Attrs()
 	out := Link{
-		Name:   attrs.Name,
-		Index:  attrs.Index,
-		Kind:   l.Type(),
-		Master: attrs.MasterIndex,
-		MTU:    attrs.MTU,
-		MAC:    attrs.HardwareAddr,
-		Up:     attrs.RawFlags&unix.IFF_UP != 0,
-		Owner:  ownerOf(attrs.Alias, attrs.Group),
+		Name:    attrs.Name,
+		Index:   attrs.Index,
+		Kind:    l.Type(),
+		Master:  attrs.MasterIndex,
+		MTU:     attrs.MTU,
+		MAC:     attrs.HardwareAddr,
+		Up:      attrs.RawFlags&unix.IFF_UP != 0,
+		Carrier: attrs.RawFlags&unix.IFF_LOWER_UP != 0,
+		Owner:   ownerOf(attrs.Alias, attrs.Group),
 	}
 	if attrs.NetNsID < 0 {
 		out.Peer = attrs.ParentIndex
@@ -49,29 +55,48 @@ func fromNetlink(l netlink.Link) Link {
 
 // Get returns the link of this name; ok is false when there is none.
 func (h *Handle) Get(name string) (l Link, ok bool, err error) {
-	found, err := retry(func() (netlink.Link, error) { return h.nl.LinkByName(name) })
-	return foundLink(found, err, name)
+	return h.get(0, name)
 }
 
-func (h *Handle) byIndex(index int) (l Link, ok bool, err error) {
-	found, err := retry(func() (netlink.Link, error) { return h.nl.LinkByIndex(index) })
-	return foundLink(found, err, fmt.Sprintf("#%d", index))
-}
+func (h *Handle) byIndex(index int) (l Link, ok bool, err error) { return h.get(index, "") }
 
-func foundLink(found netlink.Link, err error, what string) (Link, bool, error) {
-	if errors.As(err, new(netlink.LinkNotFoundError)) || errors.Is(err, unix.ENODEV) {
+func (h *Handle) get(index int, name string) (Link, bool, error) {
+	req := h.request(unix.RTM_GETLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	req.AddData(msg)
+	if index == 0 {
+		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	}
+	found, err := retry(func() ([][]byte, error) { return req.Execute(unix.NETLINK_ROUTE, 0) })
+	if errors.Is(err, unix.ENODEV) {
 		return Link{}, false, nil
 	}
-	if err != nil {
-		return Link{}, false, fmt.Errorf("read link %s: %w", what, err)
+	if err == nil && len(found) != 1 {
+		err = fmt.Errorf("the kernel has sent %d links", len(found))
 	}
-	return fromNetlink(found), true, nil
+	var l Link
+	if err == nil {
+		l, err = fromMessage(found[0])
+	}
+	if err != nil {
+		return Link{}, false, fmt.Errorf("read link %q (#%d): %w", name, index, err)
+	}
+	return l, true, nil
 }
 
-// Delete removes the link if it is this owner's; its other end and addresses go
-// with it. A link that is not there is success; a link of anybody else is left
-// alone and named in a fault.Conflict.
+// Delete removes the link if it is this owner's; its other end, addresses and
+// limits go with it. A link that is not there is success; a link of anybody else is
+// left alone and named in a fault.Conflict.
 func (h *Handle) Delete(name string, owner Owner) error {
+	err := h.delete(name, owner)
+	if owner.Endpoint != "" {
+		err = errors.Join(err, h.deleteLimiter(name, owner))
+	}
+	return err
+}
+
+func (h *Handle) delete(name string, owner Owner) error {
 	l, ok, err := h.Get(name)
 	if err != nil || !ok {
 		return err
@@ -99,18 +124,27 @@ func (h *Handle) deleteIndex(l Link) error {
 	return nil
 }
 
-// Owned lists all links of Berth: bridges, host ends, and what is half made.
+// Owned lists all links of Berth: bridges, host ends, and what is half made. The
+// limiter of an endpoint is part of its host's end, and listed only where that is
+// gone, as a link whose other end (itself) is on the host.
 func (h *Handle) Owned() ([]Link, error) {
 	var owned []Link
-	for _, kind := range []string{"bridge", "veth"} {
+	ends := map[Owner]bool{}
+	for _, kind := range []string{"bridge", "veth", limiterKind} {
 		links, err := h.list(kind, 0)
 		if err != nil {
 			return nil, err
 		}
 		for _, l := range links {
-			if l.Owner.Ours {
-				owned = append(owned, l)
+			if !l.Owner.Ours || kind == limiterKind && ends[l.Owner] {
+				continue
 			}
+			if kind == limiterKind {
+				l.Peer = l.Index
+			} else if l.Owner.Endpoint != "" {
+				ends[l.Owner] = true
+			}
+			owned = append(owned, l)
 		}
 	}
 	return owned, nil
@@ -145,11 +179,10 @@ func (h *Handle) list(kind string, master int) ([]Link, error) {
 		}
 		var links []Link
 		for _, m := range msgs {
-			found, err := netlink.LinkDeserialize(nil, m)
+			l, err := fromMessage(m)
 			if err != nil {
 				return nil, err
 			}
-			l := fromNetlink(found)
 			if (kind == "" || l.Kind == kind) && (master == 0 || l.Master == master) {
 				links = append(links, l)
 			}

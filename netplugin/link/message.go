@@ -39,6 +39,13 @@ func bridgeInfo() *nl.RtAttr {
 	return info
 }
 
+// kindInfo makes a link of a kind that has no settings.
+func kindInfo(kind string) *nl.RtAttr {
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(kind))
+	return info
+}
+
 func vethInfo(peer string, mac net.HardwareAddr, mtu int) *nl.RtAttr {
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
@@ -62,10 +69,18 @@ type change struct {
 	mac    net.HardwareAddr
 	master int
 	up     bool
+	// port is of the bridge that the link is a port of already.
+	port *Port
 }
 
 func (h *Handle) change(index int, c change) error {
-	req := h.request(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	kind := unix.RTM_SETLINK
+	if c.port != nil {
+		// The one message that sets a port along with the link. Without NLM_F_CREATE
+		// it makes nothing.
+		kind = unix.RTM_NEWLINK
+	}
+	req := h.request(kind, unix.NLM_F_ACK)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Index = int32(index)
 	if c.up {
@@ -83,6 +98,9 @@ func (h *Handle) change(index int, c change) error {
 	}
 	if c.master != 0 {
 		req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(c.master))))
+	}
+	if c.port != nil {
+		req.AddData(c.port.info())
 	}
 	return h.execute(req)
 }

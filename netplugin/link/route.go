@@ -1,9 +1,11 @@
 package link
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -62,6 +64,34 @@ func (h *Handle) Routes() ([]Route, error) {
 		})
 	}
 	return out, nil
+}
+
+// DefaultMTU is the MTU in bytes of the link by which the host reaches the world:
+// that of the best default route of IPv4, else of IPv6; 0 if there is none.
+func (h *Handle) DefaultMTU() (int, error) {
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := dump(func() ([]netlink.Route, error) {
+			filter := &netlink.Route{Table: unix.RT_TABLE_MAIN, Dst: defaultRoute(family), Type: unix.RTN_UNICAST}
+			return h.nl.RouteListFiltered(family, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST|netlink.RT_FILTER_TYPE)
+		})
+		if err != nil {
+			return 0, fmt.Errorf("list default routes: %w", err)
+		}
+		slices.SortStableFunc(routes, func(a, b netlink.Route) int { return cmp.Compare(a.Priority, b.Priority) })
+		for _, r := range routes {
+			index := r.LinkIndex
+			if index == 0 && len(r.MultiPath) > 0 {
+				index = r.MultiPath[0].LinkIndex
+			}
+			if index == 0 {
+				continue
+			}
+			if l, ok, err := h.byIndex(index); err != nil || ok {
+				return l.MTU, err
+			}
+		}
+	}
+	return 0, nil
 }
 
 func defaultRoute(family int) *net.IPNet {

@@ -68,8 +68,13 @@ func (h *Handle) sysctlError(path, value string, err error) error {
 
 // bridgeSysctls decides about IPv6 on the host's side of a network, before the
 // bridge comes up. A kernel without IPv6 has nothing to decide, except that a
-// network with IPv6 needs it.
+// network with IPv6 needs it. ICMP redirects are turned off as far as it depends on
+// the bridge (conf/all turns them on as well): a neighbour that a published port
+// leads to does not know the port.
 func (h *Handle) bridgeSysctls(name string, ipv6 bool) error {
+	if err := h.SetSysctl("ipv4/conf/"+name+"/send_redirects", "0"); err != nil {
+		return err
+	}
 	conf := "ipv6/conf/" + name + "/"
 	if !ipv6 {
 		return h.disableIPv6(name)
@@ -88,6 +93,21 @@ func (h *Handle) bridgeSysctls(name string, ipv6 bool) error {
 		}
 	}
 	return nil
+}
+
+// RouteLocalnet says whether packets to 127.0.0.0/8 may leave by a bridge: those
+// to ports that are published on the host's loopback address. A bridge that is
+// gone is success where it is turned off.
+func (h *Handle) RouteLocalnet(bridge string, on bool) error {
+	value := "0"
+	if on {
+		value = "1"
+	}
+	err := h.SetSysctl("ipv4/conf/"+bridge+"/route_localnet", value)
+	if !on && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 func (h *Handle) disableIPv6(name string) error {

@@ -33,12 +33,28 @@ func TestIPv6OfTheBridgeFollowsTheNetwork(t *testing.T) {
 		if ipv6 {
 			want = map[string]string{"disable_ipv6": "0", "accept_ra": "0", "accept_dad": "0"}
 		}
+		redirects, err := h.Sysctl("ipv4/conf/bth1/send_redirects")
+		assert.NilError(t, err)
+		assert.Equal(t, redirects, "0")
 		for key, value := range want {
 			got, err := h.Sysctl("ipv6/conf/bth1/" + key)
 			assert.NilError(t, err)
 			assert.Equal(t, got, value, "%s with IPv6 %v", key, ipv6)
 		}
 	}
+}
+
+func TestRouteLocalnet(t *testing.T) {
+	h := open(t, testkit.NewNetns(t))
+	ensureBridge(t, h, bridge())
+	for _, on := range []bool{true, true, false, false} {
+		assert.NilError(t, h.RouteLocalnet("bth1", on))
+		got, err := h.Sysctl("ipv4/conf/bth1/route_localnet")
+		assert.NilError(t, err)
+		assert.Equal(t, got == "1", on)
+	}
+	assert.NilError(t, h.RouteLocalnet("gone", false))
+	assert.Assert(t, errors.Is(h.RouteLocalnet("gone", true), fs.ErrNotExist))
 }
 
 func TestSysctlIsWrittenInTheHandlesNamespace(t *testing.T) {
@@ -117,6 +133,11 @@ func TestEventsOfLinks(t *testing.T) {
 	next(func(e link.Event) bool { return e.Lost })
 	ensureBridge(t, h, bridge())
 	next(func(e link.Event) bool { return e.Link.Owner == link.OfNetwork(networkID) && e.Link.Up && !e.Removed })
+	ns.Run("ip", "addr", "add", "10.1.0.1/24", "dev", "bth1")
+	ns.Run("ip", "addr", "flush", "dev", "bth1")
+	next(func(e link.Event) bool { return e.Link.Owner == link.OfNetwork(networkID) && e.AddressLost })
+	ns.Run("ip", "link", "set", "bth1", "down")
+	next(func(e link.Event) bool { return e.Link.Owner == link.OfNetwork(networkID) && !e.Link.Up })
 	ns.Run("ip", "link", "del", "bth1")
 	next(func(e link.Event) bool { return e.Link.Name == "bth1" && e.Removed })
 	cancel()

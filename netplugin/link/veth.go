@@ -1,8 +1,12 @@
 package link
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-plugin/berth/shared/fault"
 )
@@ -17,11 +21,17 @@ type Veth struct {
 	MAC             net.HardwareAddr
 	// MTU in bytes of both ends; 0 leaves the kernel's default.
 	MTU int
+	// Port is how the bridge treats the host's end.
+	Port Port
+	// RateIn and RateOut limit what the container receives and sends, in bits per
+	// second; 0 is no limit.
+	RateIn, RateOut int64
 }
 
 // EnsureVeth makes the pair or repairs it. A pair whose container end has moved
 // into a container is repaired on the host's side only. A link with one of the
-// names that is not this endpoint's is left alone and named in a fault.Conflict.
+// names that is not this endpoint's is left alone and named in a fault.Conflict. A
+// bridge without room is fault.Exhausted.
 func (h *Handle) EnsureVeth(v Veth) (created bool, err error) {
 	master, ok, err := h.Get(v.Master)
 	if err != nil {
@@ -35,9 +45,16 @@ func (h *Handle) EnsureVeth(v Veth) (created bool, err error) {
 		return false, err
 	}
 	if ok {
-		return false, h.repairVeth(v, host, master)
+		if err := h.repairVeth(v, host, master); err != nil {
+			return false, err
+		}
+		return false, h.repairLimits(v, host)
 	}
-	if err := h.create(v.Host, nil, v.MTU, master.Index, vethInfo(v.Container, v.MAC, v.MTU)); err != nil {
+	err = h.create(v.Host, hostMAC(v.MAC), v.MTU, master.Index, vethInfo(v.Container, v.MAC, v.MTU))
+	if errors.Is(err, unix.EXFULL) {
+		return false, fullError(v.Master)
+	}
+	if err != nil {
 		return false, createError("endpoint link", v.Host+" or "+v.Container, err)
 	}
 	host, ok, err = h.Get(v.Host)
@@ -52,10 +69,35 @@ func (h *Handle) EnsureVeth(v Veth) (created bool, err error) {
 	if err := h.disableIPv6(v.Host); err != nil {
 		return true, err
 	}
-	if err := h.change(host.Index, change{alias: OfEndpoint(v.EndpointID).String(), up: true}); err != nil {
+	if err := h.limit(v, host); err != nil {
+		return true, err
+	}
+	c := change{alias: OfEndpoint(v.EndpointID).String(), up: true}
+	if v.Port != (Port{}) {
+		c.port = &v.Port
+	}
+	if err := h.change(host.Index, c); err != nil {
 		return true, fmt.Errorf("set up link %q: %w", v.Host, err)
 	}
+	if v.Port.Isolated {
+		return true, h.checkIsolated(v)
+	}
 	return true, nil
+}
+
+// hostMAC is the address of the host's end. A bridge that has no address of its own,
+// as an adopted one, takes the lowest of its ports: this is higher than that of any
+// other link.
+func hostMAC(container net.HardwareAddr) net.HardwareAddr {
+	const highest, second = 0xfe, 0xfa
+	if container == nil {
+		return nil
+	}
+	mac := slices.Clone(container)
+	if mac[0] = highest; container[0] == highest {
+		mac[0] = second
+	}
+	return mac
 }
 
 func (h *Handle) repairVeth(v Veth, host, master Link) error {
@@ -66,9 +108,28 @@ func (h *Handle) repairVeth(v Veth, host, master Link) error {
 	if host.MTU != v.MTU {
 		c.mtu = v.MTU
 	}
-	if !host.Up || c.master != 0 || c.mtu != 0 {
+	if c.master != 0 {
+		// Alone: the kernel sets a port before it plugs the link in.
+		err := h.change(host.Index, change{master: c.master})
+		if errors.Is(err, unix.EXFULL) {
+			return fullError(v.Master)
+		}
+		if err != nil {
+			return fmt.Errorf("plug link %q into bridge %q: %w", v.Host, v.Master, err)
+		}
+		host.Port, c.master = Port{}, 0
+	}
+	if host.Port != v.Port {
+		c.port = &v.Port
+	}
+	if !host.Up || c.mtu != 0 || c.port != nil {
 		if err := h.change(host.Index, c); err != nil {
 			return fmt.Errorf("repair link %q: %w", v.Host, err)
+		}
+	}
+	if v.Port.Isolated && c.port != nil {
+		if err := h.checkIsolated(v); err != nil {
+			return err
 		}
 	}
 	if host.Peer == 0 {

@@ -3,7 +3,6 @@ package link
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -11,10 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An Event says that a link has appeared, changed or gone.
+// An Event says that a link has appeared, changed or gone, or that a bridge has
+// lost an address.
 type Event struct {
 	Link    Link
 	Removed bool
+	// AddressLost says that Link, a bridge, has an address less. Other links are not
+	// reported with it.
+	AddressLost bool
 	// Lost means that events were lost, so that anything may have changed; Link is
 	// empty.
 	Lost bool
@@ -36,42 +39,69 @@ func (h *Handle) Watch(ctx context.Context, fn func(Event)) error {
 
 // watchOnce watches until ctx ends or the kernel had to drop events.
 func (h *Handle) watchOnce(ctx context.Context, fn func(Event)) error {
-	opts := netlink.LinkSubscribeOptions{
-		ReceiveBufferSize:      eventBuffer,
-		ReceiveBufferForceSize: true,
-		// What ends the subscription also closes the channel; that is enough.
-		ErrorCallback: func(error) {},
-	}
+	var namespace *netns.NsHandle
 	if h.ns != nil {
 		ns := netns.NsHandle(h.ns.Fd())
-		opts.Namespace = &ns
+		namespace = &ns
 	}
-	updates, done := make(chan netlink.LinkUpdate), make(chan struct{})
-	if err := netlink.LinkSubscribeWithOptions(updates, done, opts); err != nil {
+	// What ends a subscription also closes its channel; that is enough.
+	ignore := func(error) {}
+	links, linksDone := make(chan netlink.LinkUpdate), make(chan struct{})
+	err := netlink.LinkSubscribeWithOptions(links, linksDone, netlink.LinkSubscribeOptions{
+		Namespace: namespace, ErrorCallback: ignore, ReceiveBufferSize: eventBuffer, ReceiveBufferForceSize: true,
+	})
+	if err != nil {
 		return fmt.Errorf("subscribe to link events: %w", err)
 	}
-	// The library's goroutine may be in the middle of a send: let it finish.
-	stop := sync.OnceFunc(func() {
-		close(done)
-		for range updates {
-		}
+	defer finish(links, linksDone)
+	addrs, addrsDone := make(chan netlink.AddrUpdate), make(chan struct{})
+	err = netlink.AddrSubscribeWithOptions(addrs, addrsDone, netlink.AddrSubscribeOptions{
+		Namespace: namespace, ErrorCallback: ignore, ReceiveBufferSize: eventBuffer, ReceiveBufferForceSize: true,
 	})
-	defer stop()
+	if err != nil {
+		return fmt.Errorf("subscribe to address events: %w", err)
+	}
+	defer finish(addrs, addrsDone)
 	fn(Event{Lost: true})
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case u, ok := <-updates:
+		case u, ok := <-links:
 			if !ok {
-				// Not at once again: the reason may last.
-				select {
-				case <-ctx.Done():
-				case <-time.After(100 * time.Millisecond):
-				}
+				pause(ctx)
 				return nil
 			}
 			fn(Event{Link: fromNetlink(u.Link), Removed: u.Header.Type == unix.RTM_DELLINK})
+		case u, ok := <-addrs:
+			if !ok {
+				pause(ctx)
+				return nil
+			}
+			if u.NewAddr {
+				continue
+			}
+			// A link that goes loses its addresses first: then there is nothing to find.
+			if l, ok, err := h.byIndex(u.LinkIndex); err == nil && ok && l.Kind == "bridge" {
+				fn(Event{Link: l, AddressLost: true})
+			}
 		}
+	}
+}
+
+// finish ends a subscription. The library's goroutine may be in the middle of a
+// send: let it finish.
+func finish[T any](updates <-chan T, done chan<- struct{}) {
+	close(done)
+	for range updates {
+	}
+}
+
+// pause waits a moment before another subscription: what ended the last one may
+// last.
+func pause(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(100 * time.Millisecond):
 	}
 }

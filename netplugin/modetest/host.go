@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -49,8 +50,18 @@ func (h *host) snapshot() string {
 	for _, l := range links {
 		addrs, err := h.links.Addrs(l.Name)
 		assert.NilError(h.t, err)
-		lines = append(lines, fmt.Sprintf("%s: %s master %q peer %q mtu %d mac %s up %v owner %s addresses %v",
-			l.Name, l.Kind, names[l.Master], names[l.Peer], l.MTU, h.mac(l), l.Up, l.Owner, addrs))
+		lines = append(lines, fmt.Sprintf("%s: %s master %q peer %q mtu %d mac %s up %v port %+v owner %s addresses %v",
+			l.Name, l.Kind, names[l.Master], names[l.Peer], l.MTU, h.mac(l), l.Up, l.Port, l.Owner, addrs))
+		for _, key := range []string{"ipv4/conf/%s/route_localnet", "ipv4/conf/%s/send_redirects", "ipv6/conf/%s/disable_ipv6"} {
+			value, err := h.links.Sysctl(fmt.Sprintf(key, l.Name))
+			assert.NilError(h.t, err)
+			lines = append(lines, fmt.Sprintf(key, l.Name)+" "+value)
+		}
+		filters := h.ns.Run("tc", "filter", "show", "dev", l.Name, "ingress")
+		lines = append(lines, indices().ReplaceAllString(filters, ""))
+	}
+	for _, qdisc := range strings.Split(h.ns.Run("tc", "qdisc", "show"), "\n") {
+		lines = append(lines, handles().ReplaceAllString(qdisc, "qdisc $1"))
 	}
 	routes, err := h.links.Routes()
 	assert.NilError(h.t, err)
@@ -62,6 +73,10 @@ func (h *host) snapshot() string {
 	slices.Sort(lines)
 	return strings.Join(append(lines, h.ns.Run("nft", "list", "ruleset")), "\n")
 }
+
+// handles and indices are numbers that the kernel picks.
+func handles() *regexp.Regexp { return regexp.MustCompile(`qdisc ([a-z_]+) [0-9a-f]+:`) }
+func indices() *regexp.Regexp { return regexp.MustCompile(`index \d+ ref \d+`) }
 
 // mac leaves out the addresses that the kernel invents for host ends.
 func (h *host) mac(l link.Link) string {

@@ -20,6 +20,10 @@ import (
 // is made, what is there is kept, so that containers do not notice. The specs are
 // all a mode knows.
 //
+// A network whose Adopted is set is made on a bridge that somebody else has made.
+// It keeps all it had, is given AdoptedAddrs, and outlives the network without them;
+// a network whose bridge is gone is fault.NotFound.
+//
 // A failed Ensure leaves nothing behind that it has made, and all that was there
 // before. A link that is in the way and not Berth's is left alone: fault.Conflict
 // that names it. Removing what is not there succeeds. Calls for one network come
@@ -50,6 +54,28 @@ type Suite struct {
 	// taken.
 	NetworkLinks  func(options.Network) []string
 	EndpointLinks func(options.Endpoint) []string
+	// Variants are other networks that the mode can make, by name: each changes one
+	// of Network. What is made and repaired differs; who reaches whom is for the
+	// mode's own tests.
+	Variants map[string]func(*options.Network)
+	// Adopts says that the mode can make a network on a bridge that is there.
+	Adopts bool
+}
+
+// Variants are those that a mode with a bridge can make.
+func Variants() map[string]func(*options.Network) {
+	return map[string]func(*options.Network){
+		"apart and limited": func(n *options.Network) { n.NoICC, n.RateIn, n.RateOut = true, 1_000_000, 2_000_000 },
+		"isolated": func(n *options.Network) {
+			n.Internal, n.IPv4.Mode, n.IPv6.Mode = true, options.GatewayIsolated, options.GatewayIsolated
+		},
+		"inhibited": func(n *options.Network) { n.InhibitIPv4 = true },
+		"more subnets": func(n *options.Network) {
+			first := n.Subnets[0].Pool.Addr().As4()
+			first[0] = 11
+			n.Subnets = append(n.Subnets, options.Subnet{Pool: netip.PrefixFrom(netip.AddrFrom4(first), 24), Gateway: netip.AddrFrom4(first).Next()})
+		},
+	}
 }
 
 // Network is spec i for a mode that uses the bridge's fields.

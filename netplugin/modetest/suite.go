@@ -29,6 +29,24 @@ func Run(t *testing.T, s Suite) {
 	t.Run("what is lost is made again", s.repair)
 	t.Run("endpoint in a container", s.inContainer)
 	t.Run("networks at the same time", s.atTheSameTime)
+	for name, change := range s.Variants {
+		v := s
+		v.Network = func(i int) options.Network {
+			n := s.Network(i)
+			change(&n)
+			return n
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Run("ensuring twice is ensuring once", v.twice)
+			t.Run("removing leaves nothing", v.removal)
+			t.Run("failure is undone", v.failure)
+			t.Run("what is lost is made again", v.repair)
+		})
+	}
+	if s.Adopts {
+		t.Run("adopted bridge", s.adopted)
+		t.Run("adopted bridge that is gone", s.adoptedGone)
+	}
 }
 
 // one makes a host with one network and one endpoint.
@@ -96,30 +114,37 @@ func (s Suite) unknown(t *testing.T) {
 func (s Suite) failure(t *testing.T) {
 	h := newHost(t)
 	m, n := s.New(t, h.ns), s.Network(1)
-	ep := s.Endpoint(n, 1)
 	assert.NilError(t, m.EnsureNetwork(t.Context(), s.Network(2)))
-	// untilItWorks fails at one place after the other and returns how many there are.
-	untilItWorks := func(call func(context.Context) error) (failures int) {
-		t.Helper()
-		before := h.snapshot()
-		for {
-			err := call(limit(t.Context(), failures))
-			if err == nil {
-				return failures
-			}
-			assert.Assert(t, errors.Is(err, errUp), "%v", err)
-			assert.Equal(t, h.snapshot(), before, "after failure %d", failures)
-			failures++
-			assert.Assert(t, failures < 100)
-		}
-	}
+	h.failEverywhere(m, n, s.Endpoint(n, 1))
+}
+
+// failEverywhere makes a network and an endpoint, which exist or not, after it has
+// failed at each place.
+func (h *host) failEverywhere(m Mode, n options.Network, ep options.Endpoint) {
+	h.t.Helper()
 	ensureNetwork := func(ctx context.Context) error { return m.EnsureNetwork(ctx, n) }
 	ensureEndpoint := func(ctx context.Context) error { return m.EnsureEndpoint(ctx, n, ep) }
-	assert.Assert(t, untilItWorks(ensureNetwork) > 0)
-	assert.Assert(t, untilItWorks(ensureEndpoint) > 0)
 	// What exists is not taken away by a repair that fails.
-	assert.Assert(t, untilItWorks(ensureNetwork) > 0)
-	assert.Assert(t, untilItWorks(ensureEndpoint) > 0)
+	for range 2 {
+		assert.Assert(h.t, h.untilItWorks(ensureNetwork) > 0)
+		assert.Assert(h.t, h.untilItWorks(ensureEndpoint) > 0)
+	}
+}
+
+// untilItWorks fails at one place after the other and returns how many there are.
+func (h *host) untilItWorks(call func(context.Context) error) (failures int) {
+	h.t.Helper()
+	before := h.snapshot()
+	for {
+		err := call(limit(h.t.Context(), failures))
+		if err == nil {
+			return failures
+		}
+		assert.Assert(h.t, errors.Is(err, errUp), "%v", err)
+		assert.Equal(h.t, h.snapshot(), before, "after failure %d", failures)
+		failures++
+		assert.Assert(h.t, failures < 100)
+	}
 }
 
 func (s Suite) taken(t *testing.T) {

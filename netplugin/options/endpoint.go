@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/docker/go-plugins-helpers/network"
@@ -22,13 +21,11 @@ const (
 	keyExposedPorts = "com.docker.network.endpoint.exposedports"
 	keyEndpointMAC  = "com.docker.network.endpoint.macaddress"
 	keyIfname       = "com.docker.network.endpoint.ifname"
+	keyNoProxy6to4  = "com.docker.network.driver.private.no_proxy_6to4"
 )
 
-// endpointOwn are Berth's own names of an endpoint's options, for messages.
-const endpointOwn = "ifname and mac"
-
 // endpointDockerd are names that dockerd sets, or acts on itself. What an
-// endpoint publishes is checked by CheckPorts when dockerd asks for it: the same
+// endpoint publishes is read by ParsePorts when dockerd asks for it: the same
 // map comes for every network of the container, and only one of them publishes.
 func endpointDockerd() []string {
 	return []string{
@@ -36,7 +33,7 @@ func endpointDockerd() []string {
 		keyExposedPorts,
 		"com.docker.network.endpoint.dnsservers",
 		"com.docker.network.endpoint.sysctls",
-		"com.docker.network.driver.private.no_proxy_6to4",
+		keyNoProxy6to4,
 	}
 }
 
@@ -48,72 +45,102 @@ func ParseEndpoint(n Network, id string, iface *network.EndpointInterface, opts 
 		return Endpoint{}, nil, err
 	}
 	ep := Endpoint{ID: id, NetworkID: n.ID}
-	warnings, err := ep.setOptions(opts)
-	if err != nil {
-		return Endpoint{}, nil, err
-	}
-	if iface == nil {
-		return ep, warnings, nil
-	}
-	if ep.IPv4, err = parseEndpointAddress(n, iface.Address, false); err != nil {
-		return Endpoint{}, nil, err
-	}
-	if ep.IPv6, err = parseEndpointAddress(n, iface.AddressIPv6, true); err != nil {
-		return Endpoint{}, nil, err
-	}
-	if iface.MacAddress != "" {
-		if ep.MAC, err = parseMAC("MacAddress", iface.MacAddress); err != nil {
+	if iface != nil {
+		if err := ep.setInterface(n, *iface); err != nil {
 			return Endpoint{}, nil, err
 		}
+	}
+	warnings, err := ep.setOptions(n, opts)
+	if err != nil {
+		return Endpoint{}, nil, err
 	}
 	return ep, warnings, nil
 }
 
-func (ep *Endpoint) setOptions(opts map[string]any) ([]string, error) {
+// setInterface reads what dockerd or the IPAM driver has chosen. A MAC address
+// comes among the options too, in which case it is the same.
+func (ep *Endpoint) setInterface(n Network, iface network.EndpointInterface) (err error) {
+	if ep.IPv4, err = parseEndpointAddress(n, iface.Address, false); err != nil {
+		return err
+	}
+	if ep.IPv6, err = parseEndpointAddress(n, iface.AddressIPv6, true); err != nil {
+		return err
+	}
+	if iface.MacAddress != "" {
+		ep.MAC, err = parseMAC("MacAddress", iface.MacAddress)
+	}
+	return err
+}
+
+// endpointNames maps every name of an option to Berth's short one.
+func endpointNames() map[string]string {
+	return map[string]string{
+		"ifname": "ifname", keyIfname: "ifname",
+		"mac": "mac", keyEndpointMAC: "mac",
+		"routes":  "routes",
+		"rate.in": "rate.in", "rate.out": "rate.out",
+	}
+}
+
+func (ep *Endpoint) setOptions(n Network, opts map[string]any) ([]string, error) {
+	names := endpointNames()
 	var warnings []string
 	for _, key := range slices.Sorted(maps.Keys(opts)) {
-		short := key
+		short, ok := names[key]
 		switch {
+		case ok:
 		case slices.Contains(endpointDockerd(), key):
 			continue
-		case key == keyIfname:
-			short = "ifname"
-		case key == keyEndpointMAC:
-			short = "mac"
-		case key == "ifname", key == "mac":
 		case strings.HasPrefix(key, dockerPrefix):
 			warnings = append(warnings, fmt.Sprintf("option %s is not known to Berth and has no effect", shown(key)))
 			continue
 		default:
-			return nil, unknown(key, []string{"ifname", "mac", keyIfname, keyEndpointMAC}, endpointOwn)
+			own := slices.DeleteFunc(slices.Collect(maps.Keys(names)), func(name string) bool { return name != names[name] })
+			return nil, unknown(key, slices.Collect(maps.Keys(names)), ownNames(own))
 		}
 		value, err := text(key, opts[key])
+		if err == nil {
+			err = ep.setOption(n, short, given{key, value})
+		}
 		if err != nil {
 			return nil, err
 		}
-		g := given{key, value}
-		switch short {
-		case "ifname":
-			var name string
-			if name, err = parseLinkName(g.key, g.value, maxLinkName); err != nil {
-				return nil, err
-			}
-			if ep.ContainerName != "" && ep.ContainerName != name {
-				return nil, fault.Invalid("options %s=%s and ifname=%s are the same one: give one of them", keyIfname, ep.ContainerName, name)
-			}
-			ep.ContainerName = name
-		case "mac":
-			mac, err := parseMAC(g.key, g.value)
-			if err != nil {
-				return nil, err
-			}
-			if ep.MAC != nil && ep.MAC.String() != mac.String() {
-				return nil, fault.Invalid("options %s=%s and mac=%s are the same one: give one of them", keyEndpointMAC, ep.MAC, mac)
-			}
-			ep.MAC = mac
-		}
 	}
 	return warnings, nil
+}
+
+func (ep *Endpoint) setOption(n Network, short string, g given) (err error) {
+	switch short {
+	case "ifname":
+		name, err := parseLinkName(g.key, g.value, maxLinkName)
+		if err != nil {
+			return err
+		}
+		if ep.ContainerName != "" && ep.ContainerName != name {
+			return fault.Invalid("options %s=%s and ifname=%s are the same one: give one of them", keyIfname, ep.ContainerName, name)
+		}
+		ep.ContainerName = name
+	case "mac":
+		mac, err := parseMAC(g.key, g.value)
+		if err != nil {
+			return err
+		}
+		if ep.MAC != nil && ep.MAC.String() != mac.String() {
+			return fault.Invalid("option %s=%s: the endpoint has MAC address %s already, by --mac-address or the option's other name: give one of them",
+				g.key, mac, ep.MAC)
+		}
+		ep.MAC = mac
+	case "routes":
+		if ep.Routes, err = parseRoutes(g); err != nil {
+			return err
+		}
+		return n.checkEndpointRoutes(g.key, *ep)
+	case "rate.in":
+		ep.RateIn, err = parseRate(g)
+	case "rate.out":
+		ep.RateOut, err = parseRate(g)
+	}
+	return err
 }
 
 // parseMAC reads aa:bb:cc:dd:ee:ff, or the base64 of its six bytes as dockerd
@@ -168,66 +195,4 @@ func subnetList(n Network) string {
 		names = append(names, subnet.Pool.String())
 	}
 	return strings.Join(names, ", ")
-}
-
-// CheckPorts reads the options of ProgramExternalConnectivity. Ports that are
-// exposed only are fine; ports to publish are refused, because a user would
-// otherwise wait for connections that never arrive.
-func CheckPorts(opts map[string]any) error {
-	switch ports := opts[keyPortMap].(type) {
-	case nil:
-		return nil
-	case []any:
-		if len(ports) == 0 {
-			return nil
-		}
-		names := make([]string, 0, len(ports))
-		for _, port := range ports {
-			names = append(names, portText(port))
-		}
-		// dockerd's order is that of a map.
-		slices.Sort(names)
-		const most = 5
-		if more := len(names) - most; more > 0 {
-			names = append(names[:most], fmt.Sprintf("%d more", more))
-		}
-		return fault.Invalid("publishing ports is not supported yet: %s; start the container without -p and -P", strings.Join(names, ", "))
-	default:
-		return fault.Invalid("option %s: want a list, got %T", keyPortMap, ports)
-	}
-}
-
-// portText is a published port as `docker run -p` has it.
-func portText(port any) string {
-	m, ok := port.(map[string]any)
-	if !ok {
-		return "a port"
-	}
-	number := func(key string) int {
-		n, _ := m[key].(float64)
-		return int(n)
-	}
-	host := "any"
-	if n := number("HostPort"); n != 0 {
-		host = strconv.Itoa(n)
-	}
-	if end := number("HostPortEnd"); end > number("HostPort") {
-		host += "-" + strconv.Itoa(end)
-	}
-	if ip, ok := m["HostIP"].(string); ok && ip != "" {
-		if addr, err := netip.ParseAddr(ip); err == nil {
-			host = net.JoinHostPort(addr.String(), host)
-		}
-	}
-	const tcp, udp, sctp = 6, 17, 132
-	proto := strconv.Itoa(number("Proto"))
-	switch number("Proto") {
-	case tcp:
-		proto = "tcp"
-	case udp:
-		proto = "udp"
-	case sctp:
-		proto = "sctp"
-	}
-	return fmt.Sprintf("%s->%d/%s", host, number("Port"), proto)
 }

@@ -23,6 +23,8 @@ func nearest(key string, known []string) []string {
 	// Nobody mistypes into a name of this length, and the distance costs its
 	// product with the length of each known name.
 	const longest = 80
+	// The beginning of a short name is meant to be that name, from this length on.
+	const beginning = 3
 	if len(key) > longest {
 		return nil
 	}
@@ -33,10 +35,14 @@ func nearest(key string, known []string) []string {
 	var found []candidate
 	lower := strings.ToLower(key)
 	for _, name := range known {
-		// The distance to the last part counts too: enable_icc is meant to
-		// be com.docker.network.bridge.enable_icc.
-		last := name[strings.LastIndexByte(name, '.')+1:]
-		d := min(distance(lower, name), distance(lower, last))
+		d := distance(lower, name)
+		if docker := strings.HasPrefix(name, dockerPrefix); docker {
+			// The distance to the last part counts too: enable_icc is meant
+			// to be com.docker.network.bridge.enable_icc.
+			d = min(d, distance(lower, name[strings.LastIndexByte(name, '.')+1:]))
+		} else if len(lower) >= beginning && strings.HasPrefix(name, lower) {
+			d = min(d, 1)
+		}
 		if d <= max(1, min(len(key), len(name))/3) {
 			found = append(found, candidate{name, d})
 		}

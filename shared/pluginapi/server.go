@@ -44,6 +44,12 @@ type Config struct {
 	AddressSpaces       ipam.AddressSpacesResponse
 	VolumeCapabilities  volume.Capability
 
+	// Extra are handlers of other things than Docker's calls, by the path prefix
+	// that they serve, with a "/" at both ends. Shutdown waits for their requests
+	// as for Docker's, but may cut the end of an answer whose length was not said;
+	// deadlines are their own affair.
+	Extra map[string]http.Handler
+
 	Log *logrus.Entry
 	// Metrics registers the counters of RPCs.
 	Metrics prometheus.Registerer
@@ -118,7 +124,25 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Volume != nil {
 		s.routeVolume(cfg.Volume, cfg.VolumeCapabilities)
 	}
+	for prefix, extra := range cfg.Extra {
+		s.handler.HandleFunc(prefix, s.counted(extra))
+	}
 	return s, nil
+}
+
+// counted lets Shutdown wait for the handler's requests, and refuses them then.
+func (s *Server) counted(handler http.Handler) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if !s.begin() {
+			w.Header().Set("Connection", "close")
+			refuseStatus(w, fault.Unavailable("berthd is stopping; try again"))
+			return
+		}
+		defer s.end()
+		handler.ServeHTTP(w, r)
+		// It counts as answered when it is sent.
+		_ = http.NewResponseController(w).Flush()
+	}
 }
 
 // Serve answers on l until Shutdown and then returns nil. It is called once.

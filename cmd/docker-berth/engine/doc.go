@@ -1,0 +1,20 @@
+// Package engine is what `docker berth` asks Docker: which plugins are Berth's and
+// where their sockets are, and the names of networks and containers, which Berth
+// itself does not know.
+package engine
+
+import (
+	"context"
+
+	"github.com/docker/docker/api/types"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/network"
+)
+
+// An API is the part of Docker's client that is needed.
+type API interface {
+	PluginList(context.Context, filters.Args) (types.PluginsListResponse, error)
+	NetworkList(context.Context, network.ListOptions) ([]network.Summary, error)
+	ContainerList(context.Context, container.ListOptions) ([]container.Summary, error)
+}

@@ -1,0 +1,77 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/network"
+)
+
+// A Container is one that is connected to a network.
+type Container struct {
+	ID, Name string
+}
+
+// A View is what Docker knows at one moment. The zero View knows nothing.
+type View struct {
+	// Known says that Docker was asked and answered.
+	Known bool
+	// Networks by ID, of all drivers.
+	Networks map[string]network.Summary
+	// Containers by the ID of their endpoint, of those that run.
+	Containers map[string]Container
+	// On is the ID of the network of each of those endpoints.
+	On map[string]string
+}
+
+// Look asks Docker for networks and running containers, in two calls.
+func Look(ctx context.Context, api API) (View, error) {
+	networks, err := api.NetworkList(ctx, network.ListOptions{})
+	if err != nil {
+		return View{}, fmt.Errorf("list Docker's networks: %w", err)
+	}
+	containers, err := api.ContainerList(ctx, container.ListOptions{})
+	if err != nil {
+		return View{}, fmt.Errorf("list Docker's containers: %w", err)
+	}
+	v := View{
+		Known:      true,
+		Networks:   make(map[string]network.Summary, len(networks)),
+		Containers: make(map[string]Container, len(containers)),
+		On:         make(map[string]string, len(containers)),
+	}
+	for _, n := range networks {
+		v.Networks[n.ID] = n
+	}
+	for _, c := range containers {
+		if c.NetworkSettings == nil {
+			continue
+		}
+		for _, ep := range c.NetworkSettings.Networks {
+			if ep == nil || ep.EndpointID == "" {
+				continue
+			}
+			v.Containers[ep.EndpointID] = Container{ID: c.ID, Name: containerName(c.Names)}
+			v.On[ep.EndpointID] = ep.NetworkID
+		}
+	}
+	return v, nil
+}
+
+// containerName is the container's own name: the others are what links call it.
+func containerName(names []string) string {
+	for _, name := range names {
+		if name = strings.TrimPrefix(name, "/"); !strings.Contains(name, "/") {
+			return name
+		}
+	}
+	return ""
+}
+
+// Network is the name of a network, "" if Docker does not know it.
+func (v View) Network(id string) string { return v.Networks[id].Name }
+
+// Container is the name of an endpoint's container, "" if Docker does not know it.
+func (v View) Container(endpoint string) string { return v.Containers[endpoint].Name }

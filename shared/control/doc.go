@@ -1,0 +1,41 @@
+// Package control is the administration of a running berthd: what an operator
+// asks that Docker's plugin protocol has no call for. It is HTTP with JSON bodies
+// below Prefix, on the socket that Docker itself uses, so whoever may speak to
+// Docker's plugins may administer Berth, and nobody else.
+//
+//	GET    /Berth/v1/info                     Info
+//	GET    /Berth/v1/networks                 []Network
+//	GET    /Berth/v1/networks/ID              Network
+//	DELETE /Berth/v1/networks/ID              nothing; see Networks.RemoveNetwork
+//	GET    /Berth/v1/endpoints?network=ID     []Endpoint
+//	POST   /Berth/v1/endpoints/collect        CollectRequest, CollectReport
+//	GET    /Berth/v1/ports?network=ID         []Port
+//	GET    /Berth/v1/doctor                   []Finding
+//	GET    /Berth/v1/metrics                  Prometheus' text format
+//
+// The version in the path changes when an older client would misread an answer. A
+// new field or path changes nothing: both sides pass over fields they do not know.
+//
+// An error is a JSON object with its text in Err and the word of fault.Kind in
+// Kind; Client gives it back as an error of that kind.
+//
+// The package has the types, the Server and the Client, and knows neither networks
+// nor volumes beyond the interfaces that their drivers implement.
+package control
+
+// Prefix is where all paths begin. No call of Docker's plugin protocol does.
+const Prefix = "/Berth/"
+
+// version is the first element of all paths below Prefix.
+const version = "v1"
+
+// Paths below Prefix and the version.
+const (
+	pathInfo      = "info"
+	pathNetworks  = "networks"
+	pathEndpoints = "endpoints"
+	pathCollect   = "endpoints/collect"
+	pathPorts     = "ports"
+	pathDoctor    = "doctor"
+	pathMetrics   = "metrics"
+)
