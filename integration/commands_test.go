@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -65,7 +66,61 @@ func (s *scenario) commands() map[string]func(*testscript.TestScript, bool, []st
 	add("eventually", false)
 	add("?", true)
 	cmds["envfrom"] = envFrom
+	cmds["write"] = s.write
+	cmds["start"] = s.start
+	cmds["finish"] = s.finish
 	return cmds
+}
+
+// write is `write PATH FILE`: a file of the script (or stdout) appears on the first
+// host, in a directory that is made for it.
+func (s *scenario) write(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 || !filepath.IsAbs(args[0]) {
+		ts.Fatalf("usage: write PATH FILE, with an absolute path")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	defer cancel()
+	var stderr strings.Builder
+	code, err := s.hosts[0].Run(ctx, lab.Command{
+		Argv:   []string{"sh", "-c", `mkdir -p "${0%/*}" && cat > "$0"`, args[0]},
+		Stdin:  strings.NewReader(ts.ReadFile(args[1])),
+		Stderr: &stderr,
+	})
+	if err != nil || code != 0 {
+		ts.Fatalf("write %s: exit code %d: %v: %s", args[0], code, err, stderr.String())
+	}
+}
+
+// An outcome is how a command in the background ended.
+type outcome struct {
+	lab.Result
+	err error
+}
+
+// start is `start NAME COMMAND`: the command runs beside those that follow.
+func (s *scenario) start(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 || s.started[args[0]] != nil {
+		ts.Fatalf("usage: start NAME COMMAND, each name once")
+	}
+	done := make(chan outcome, 1)
+	s.started[args[0]] = done
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+		defer cancel()
+		res, err := s.do(ctx, args[1:])
+		done <- outcome{res, err}
+	}()
+}
+
+// finish is `finish NAME`: it waits for what start began and ends as that did.
+func (s *scenario) finish(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 || s.started[args[0]] == nil {
+		ts.Fatalf("usage: finish NAME, of a command that was started")
+	}
+	o := <-s.started[args[0]]
+	delete(s.started, args[0])
+	show(ts, o.Result)
+	conclude(ts, neg, false, o.err)
 }
 
 // envFrom is `envfrom FILE`: every line NAME=value of the file (or of stdout)

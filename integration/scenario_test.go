@@ -23,6 +23,7 @@ var (
 	enginesFlag = flag.String("engines", "", "comma-separated engines to run all scenarios on, instead of the default tier")
 	modesFlag   = flag.String("modes", "", "comma-separated modes (managed, unmanaged) to run all scenarios in, instead of the default tier")
 	fullFlag    = flag.Bool("full", false, "run every scenario on every engine in every mode")
+	driverFlag  = flag.String("driver", "", "bridge: run, on Docker's own bridge driver and without plugins, the scenarios that it passes too")
 	dirFlag     = flag.String("scenarios", "testdata/scenario", "directory of the scenarios")
 )
 
@@ -34,13 +35,18 @@ var (
 
 // A header is what a scenario's first comment lines ask for.
 type header struct {
-	// core scenarios also run on another engine and unmanaged by default.
-	core bool
+	// core scenarios also run on another engine and unmanaged by default, slow ones
+	// only where engines, modes or everything are asked for.
+	core, slow bool
 	// wired asks for a LAN with a router and a neighbour.
 	wired      bool
 	hosts      int
 	engineArgs []string
 	plugins    []string
+	// likeBridge says that Docker's own bridge driver passes the scenario too, on
+	// likeEngines if there are any.
+	likeBridge  bool
+	likeEngines []string
 	// engines and modes, when there are any, are the only ones it can run on.
 	engines, modes []string
 }
@@ -61,10 +67,10 @@ func parseHeader(text string) (header, error) {
 		}
 		switch value := m[2]; m[1] {
 		case "tier":
-			if value != "core" && value != "all" {
-				return h, fmt.Errorf("tier %q: want core or all", value)
+			if value != "core" && value != "all" && value != "slow" {
+				return h, fmt.Errorf("tier %q: want core, all or slow", value)
 			}
-			h.core = value == "core"
+			h.core, h.slow = value == "core", value == "slow"
 		case "hosts":
 			if _, err := fmt.Sscan(value, &h.hosts); err != nil || h.hosts < 1 || h.hosts > 9 {
 				return h, fmt.Errorf("hosts %q: want 1 to 9", value)
@@ -81,16 +87,25 @@ func parseHeader(text string) (header, error) {
 			if value == "none" {
 				h.plugins = nil
 			}
+		case "like":
+			driver, engines, _ := strings.Cut(value, " ")
+			if driver != "bridge" {
+				return h, fmt.Errorf("like %q: want bridge, and engines where it is not all", value)
+			}
+			h.likeBridge, h.likeEngines = true, strings.Fields(engines)
 		case "engines":
 			h.engines = strings.Fields(value)
 		case "modes":
 			h.modes = strings.Fields(value)
 		default:
-			return h, fmt.Errorf("header %q is unknown: have tier, hosts, lan, engine-args, plugins, engines, modes", m[1])
+			return h, fmt.Errorf("header %q is unknown: have tier, like, hosts, lan, engine-args, plugins, engines, modes", m[1])
 		}
 	}
 	return h, nil
 }
+
+// ownBridge is the mode of scenarios that run on Docker's own bridge driver.
+const ownBridge lab.Mode = "bridge"
 
 // A run is one way to run a scenario.
 type run struct {
@@ -120,6 +135,16 @@ func (h header) runs() []run {
 	if len(h.plugins) == 0 {
 		modes = []string{"none"}
 	}
+	if h.slow && !chosen {
+		return nil
+	}
+	if *driverFlag != "" {
+		if !h.likeBridge || *driverFlag != string(ownBridge) {
+			return nil
+		}
+		chosen, modes = true, []string{string(ownBridge)}
+		h.modes, h.engines = nil, h.likeEngines
+	}
 	var list []run
 	for _, e := range engines {
 		for _, m := range modes {
@@ -144,6 +169,7 @@ func TestScenarios(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(*dirFlag, "*.txtar"))
 	assert.NilError(t, err)
 	assert.Assert(t, len(files) > 0, "no scenarios in %s", *dirFlag)
+	assert.Assert(t, *driverFlag == "" || *driverFlag == string(ownBridge), "-driver %s: want bridge", *driverFlag)
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		assert.NilError(t, err)
@@ -166,10 +192,14 @@ func runScenario(t *testing.T, file string, head header, r run) {
 	t.Helper()
 	s := newScenario(t, head, r)
 	testscript.RunT(scriptT{t}, testscript.Params{
-		Files: []string{file},
-		Setup: s.setup,
-		Cmds:  s.commands(),
+		Files:     []string{file},
+		Setup:     s.setup,
+		Cmds:      s.commands(),
+		Condition: s.condition,
 	})
+	if r.mode == ownBridge {
+		return // what Docker leaves is not ours to judge
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	left, err := s.leaks(ctx, leakGrace)
@@ -195,6 +225,8 @@ type scenario struct {
 	before []lab.Snapshot
 	// rebooted has the hosts whose engine has not yet been warmed up again.
 	rebooted map[string]bool
+	// started has the commands in the background by name.
+	started map[string]chan outcome
 }
 
 func newScenario(t *testing.T, head header, r run) *scenario {
@@ -203,10 +235,14 @@ func newScenario(t *testing.T, head header, r run) *scenario {
 	defer cancel()
 	start := time.Now()
 	assert.NilError(t, os.RemoveAll(filepath.Join(lab.Dir(), "failed", logName(t))))
+	if r.mode == ownBridge {
+		// Without these, engines before 27 leave IPv6 to their proxy.
+		head.plugins, head.engineArgs = nil, append(slices.Clone(head.engineArgs), "--experimental", "--ip6tables")
+	}
 	for _, p := range head.plugins {
 		assert.NilError(t, lab.PluginBuilt(r.mode, p))
 	}
-	s := &scenario{header: head, run: r, rebooted: map[string]bool{}}
+	s := &scenario{header: head, run: r, rebooted: map[string]bool{}, started: map[string]chan outcome{}}
 	base := fmt.Sprintf("%s%d", lab.TestPrefix(), numbered.Add(1))
 	if head.wired || head.hosts > 1 {
 		s.lan = lab.NewLAN(t, lab.LANOptions{Name: base, Engine: r.engine})
@@ -289,11 +325,20 @@ func (s *scenario) setup(env *testscript.Env) error {
 		return err
 	}
 	env.Setenv("BUILD", build)
+	env.Setenv("MANY", "48")
+	if *fullFlag {
+		env.Setenv("MANY", "200")
+	}
 	netPlugin, volPlugin := "berth-net", "berth-vol"
 	if slices.Contains(s.plugins, "berth") {
 		netPlugin, volPlugin = "berth", "berth"
 	}
 	env.Setenv("NET", lab.DriverName(s.mode, netPlugin))
+	env.Setenv("IPAM", lab.DriverName(s.mode, netPlugin))
+	if s.mode == ownBridge {
+		env.Setenv("NET", "bridge")
+		env.Setenv("IPAM", "default")
+	}
 	env.Setenv("VOL", lab.DriverName(s.mode, volPlugin))
 	if s.lan == nil {
 		return nil
@@ -307,6 +352,16 @@ func (s *scenario) setup(env *testscript.Env) error {
 		env.Setenv(name+"6", s.lan.Addr6(h).String())
 	}
 	return nil
+}
+
+// condition is what a line can begin with in brackets: an engine's version, or berth
+// where it is not Docker's own bridge driver that is looked at.
+func (s *scenario) condition(cond string) (bool, error) {
+	if cond == "berth" {
+		return s.mode != ownBridge, nil
+	}
+	_, err := lab.EngineByVersion(cond)
+	return cond == s.engine, err
 }
 
 // leakGrace is how long what was removed may take to vanish.

@@ -121,7 +121,10 @@ func New(ctx context.Context, opts Options) (*Host, error) {
 			return nil, err
 		}
 	}
-	err = h.Start(ctx)
+	err = linkTools(ctx, filepath.Join(h.Dir, "disk/upper"), opts.BuildDir)
+	if err == nil {
+		err = h.Start(ctx)
+	}
 	if err == nil {
 		_, err = h.Exec(ctx, "busybox", "--install", "-s", appletDir)
 	}

@@ -20,8 +20,8 @@ const BusyboxImage = "busybox:latest"
 
 // ImportBusybox gives the engine the image busybox:latest unless it has it. The
 // image is Debian's static busybox with its applet links, /www/index.html to
-// serve, /data-seed with some content for copy-up tests, and /bin/hold, which
-// runs until it is told to stop. Its stop signal is SIGKILL: what runs as PID 1
+// serve, /data-seed with some content for copy-up tests, /bin/hold, which runs
+// until it is told to stop, and ask and peer (see tool/main.go). Its stop signal is SIGKILL: what runs as PID 1
 // ignores SIGTERM, and every stop would take Docker's ten seconds of patience.
 func (h *Host) ImportBusybox(ctx context.Context) error {
 	file, err := busyboxArchive(ctx, h.engine)
@@ -57,7 +57,11 @@ const imagePath = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 // busyboxArchive makes what `docker load` takes in the cache unless it is there.
 func busyboxArchive(ctx context.Context, engine Engine) (string, error) {
-	file := filepath.Join(CacheDir(), "busybox-image-"+engine.Version+".tar")
+	file := filepath.Join(CacheDir(), "busybox-image-"+engine.Version+"-"+toolVersion()+".tar")
+	program, err := toolBinary(ctx)
+	if err != nil {
+		return "", err
+	}
 	return file, makeCached(file, func(w io.Writer) error {
 		binary, err := os.ReadFile(filepath.Join(engine.Root(), "bin/busybox"))
 		if err != nil {
@@ -67,8 +71,12 @@ func busyboxArchive(ctx context.Context, engine Engine) (string, error) {
 		if err != nil {
 			return fmt.Errorf("busybox --list: %w", err)
 		}
+		tool, err := os.ReadFile(program)
+		if err != nil {
+			return err
+		}
 		var layer bytes.Buffer
-		if err := writeTar(&layer, busyboxEntries(binary, strings.Fields(string(applets)))); err != nil {
+		if err := writeTar(&layer, busyboxEntries(binary, tool, strings.Fields(string(applets)))); err != nil {
 			return err
 		}
 		return writeImage(w, layer.Bytes())
@@ -126,7 +134,7 @@ func writeTar(w io.Writer, entries []tarEntry) error {
 }
 
 // busyboxEntries are the files of busybox:latest.
-func busyboxEntries(binary []byte, applets []string) []tarEntry {
+func busyboxEntries(binary, tool []byte, applets []string) []tarEntry {
 	const hold = "#!/bin/sh\ntrap 'exit 0' TERM INT\nwhile :; do sleep 3600 & wait $!; done\n"
 	dir := func(name string, mode int64) tarEntry {
 		return tarEntry{tar.Header{Name: name + "/", Typeflag: tar.TypeDir, Mode: mode}, nil}
@@ -139,16 +147,20 @@ func busyboxEntries(binary []byte, applets []string) []tarEntry {
 		dir("var", 0o755), dir("tmp", 0o1777), dir("www", 0o755), dir("data-seed", 0o755), dir("data-seed/sub", 0o755),
 		file("bin/busybox", 0o755, 0, binary),
 		file("bin/hold", 0o755, 0, []byte(hold)),
+		file("bin/peer", 0o755, 0, tool),
 		file("etc/passwd", 0o644, 0, []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")),
 		file("etc/group", 0o644, 0, []byte("root:x:0:\nnogroup:x:65534:\n")),
 		file("www/index.html", 0o644, 0, []byte("hello from the image\n")),
 		file("data-seed/seed.txt", 0o644, 0, []byte("seeded by the image\n")),
 		file("data-seed/sub/owned.txt", 0o600, 1000, []byte("owned by 1000\n")),
 	}
+	link := func(name, target string) tarEntry {
+		return tarEntry{tar.Header{Name: "bin/" + name, Typeflag: tar.TypeSymlink, Linkname: target, Mode: 0o777}, nil}
+	}
+	entries = append(entries, link("ask", "peer"))
 	for _, applet := range applets {
 		if applet != "busybox" {
-			entries = append(entries, tarEntry{tar.Header{
-				Name: "bin/" + applet, Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777}, nil})
+			entries = append(entries, link(applet, "busybox"))
 		}
 	}
 	return entries

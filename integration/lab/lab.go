@@ -22,6 +22,7 @@ const (
 	initName  = "berth-lab-init"
 	echoName  = "berth-lab-echo"
 	proxyName = "berth-lab-proxy"
+	rpcName   = "rpc"
 )
 
 // Reexec runs the part of a host that this process was started for and reports
@@ -32,6 +33,7 @@ func Reexec() bool {
 	reexec.Register(initName, initMain)
 	reexec.Register(echoName, echoMain)
 	reexec.Register(proxyName, proxyMain)
+	reexec.Register(rpcName, rpcMain)
 	return reexec.Init()
 }
 

@@ -137,6 +137,9 @@ func (l *LAN) Addr4(h *Host) netip.Addr { return nth(lanSubnet4, l.index(h.Name)
 // Addr6 is the host's IPv6 address; see Addr4.
 func (l *LAN) Addr6(h *Host) netip.Addr { return nth(lanSubnet6, l.index(h.Name)) }
 
+// mac is the host's hardware address, which a reboot does not change.
+func (l *LAN) mac(h *Host) string { return fmt.Sprintf("02:00:5e:00:53:%02x", l.index(h.Name)) }
+
 // nth is the address with the number n in a subnet; n is below 256.
 func nth(p netip.Prefix, n int) netip.Addr {
 	raw := p.Addr().AsSlice()
@@ -151,7 +154,8 @@ func (l *LAN) attach(ctx context.Context, h *Host) error {
 	// The kernel removes a dead namespace's links a little later than the namespace.
 	_ = ip(ctx, "-n", l.netns(), "link", "del", port)
 	steps := [][]string{
-		{"-n", l.netns(), "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", h.netns()},
+		{"-n", l.netns(), "link", "add", port, "type", "veth", "peer", "name", "eth0",
+			"address", l.mac(h), "netns", h.netns()},
 		{"-n", l.netns(), "link", "set", port, "master", "sw", "up"},
 		{"-n", h.netns(), "link", "set", "eth0", "up"},
 		{"-n", h.netns(), "addr", "add", fmt.Sprintf("%s/%d", l.Addr4(h), lanSubnet4.Bits()), "brd", "+", "dev", "eth0"},

@@ -78,9 +78,13 @@ func routeEntry(line string) string {
 }
 
 // mountEntry keeps a mount's root, point and type. A plugin that was removed and
-// installed again has another ID and is the same to a user.
+// installed again has another ID and is the same to a user. The host's own network
+// namespace stays mounted after the first container with --network host.
 func mountEntry(line string) string {
 	f := strings.Fields(line)
+	if len(f) > 5 && f[4] == "/run/docker/netns/default" {
+		return ""
+	}
 	if i := slices.Index(f, "-"); len(f) > 5 && i > 0 && i+1 < len(f) {
 		return longID.ReplaceAllString(f[4]+" from "+f[3]+" type "+f[i+1], "ID")
 	}

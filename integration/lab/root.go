@@ -29,9 +29,9 @@ func Engines() []Engine {
 	base := []string{"docker.io", "iptables", "nftables", "ca-certificates", "iproute2", "busybox-static"}
 	with := func(more ...string) []string { return append(base[:len(base):len(base)], more...) }
 	return []Engine{
-		{Version: "20.10", Suite: "bookworm", packages: with("docker-registry", "conntrack", "procps")},
-		{Version: "26.1", Suite: "trixie", packages: with("docker-cli")},
-		{Version: "28.5", Suite: "forky", script: "sid", packages: with("docker-cli")},
+		{Version: "20.10", Suite: "bookworm", packages: with("docker-registry", "conntrack", "procps", "firewalld", "ufw", "dbus", "python3-nftables")},
+		{Version: "26.1", Suite: "trixie", packages: with("docker-cli", "docker-compose")},
+		{Version: "28.5", Suite: "forky", script: "sid", packages: with("docker-cli", "docker-compose")},
 	}
 }
 
@@ -52,9 +52,12 @@ func (e Engine) Root() string { return filepath.Join(CacheDir(), "engine-"+e.Ver
 
 // Cached returns an error that names the command to run when the root is missing.
 func (e Engine) Cached() error {
-	if _, err := os.Stat(filepath.Join(e.Root(), "usr/sbin/dockerd")); err != nil {
-		return fmt.Errorf("engine %s is not in the cache (%s): run `go run ./integration/cmd/berth-lab fetch %s`",
-			e.Version, CacheDir(), e.Version)
+	// The list of packages may have grown since the root was made.
+	for _, name := range e.packages {
+		if _, err := os.Stat(filepath.Join(e.Root(), "var/lib/dpkg/info", name+".list")); err != nil {
+			return fmt.Errorf("engine %s is not in the cache (%s has no %s): run `go run ./integration/cmd/berth-lab fetch %s`",
+				e.Version, e.Root(), name, e.Version)
+		}
 	}
 	return nil
 }
@@ -115,6 +118,9 @@ func debootstrap(ctx context.Context, log io.Writer, suite, script string, packa
 		if err := os.Remove(deb); err != nil {
 			return err
 		}
+	}
+	if err := os.RemoveAll(dst); err != nil {
+		return err
 	}
 	return os.Rename(tmp, dst)
 }
