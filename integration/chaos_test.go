@@ -32,10 +32,18 @@ const dockerdSleep = time.Second
 // chaosVolumes is how many volumes the containers of the chaos test write to.
 const chaosVolumes = 3
 
-// Containers come and go on a network, each writing a line to a volume, while the
-// plugins and the engine are killed and the machine loses power, all at random. In
-// the end there is no address that two containers have, no line that was written
-// and is gone, no volume that became a local one, and nothing left behind.
+// chaosPort is the first host port that they publish, each worker's containers one of
+// their own.
+const chaosPort = 18000
+
+// chaosWorkers is how many containers run at the same time.
+const chaosWorkers = 2
+
+// Containers come and go on a network, each publishing a port and writing a line to a
+// volume, while the plugins and the engine are killed and the machine loses power,
+// all at random. In the end there is no address that two containers have, no port
+// that is taken by none, no line that was written and is gone, no volume that became
+// a local one, and nothing left behind.
 func TestChaos(t *testing.T) {
 	seed := *seedFlag
 	if seed == 0 {
@@ -60,7 +68,7 @@ func TestChaos(t *testing.T) {
 	var work sync.WaitGroup
 	working, stop := context.WithTimeout(ctx, *chaosFlag)
 	defer stop()
-	for worker := range 2 {
+	for worker := range chaosWorkers {
 		random := rand.New(rand.NewPCG(seed, uint64(worker)+1))
 		work.Go(func() { c.work(working, worker, random) })
 	}
@@ -126,7 +134,8 @@ func (c *chaos) work(ctx context.Context, worker int, random *rand.Rand) {
 		name, volume := fmt.Sprintf("w%d-%d", worker, n), volumeName(random.IntN(chaosVolumes))
 		line := name + " was here"
 		command, cancel := context.WithTimeout(context.WithoutCancel(ctx), 40*time.Second)
-		res, err := h.Docker(command, "run", "--name", name, "--network", "web", "-v", volume+":/x", lab.BusyboxImage,
+		res, err := h.Docker(command, "run", "--name", name, "--network", "web", "-v", volume+":/x",
+			"-p", fmt.Sprintf("%d:80", chaosPort+worker), lab.BusyboxImage,
 			"sh", "-c", fmt.Sprintf("echo %s >> /x/log && sync /x/log && echo done", line))
 		c.mu.Lock()
 		if err == nil && strings.Contains(res.Stdout, "done") {
@@ -176,10 +185,10 @@ func (c *chaos) strike(ctx context.Context, h *lab.Host) error {
 	return nil
 }
 
-// recover waits until a new container has the network and every volume.
+// recover waits until a new container has the network, every port and every volume.
 func (c *chaos) recover(t *testing.T, ctx context.Context, h *lab.Host) {
 	t.Helper()
-	args := []string{"run", "--rm", "--network", "web"}
+	args := []string{"run", "--rm", "--network", "web", "-p", fmt.Sprintf("%d-%d:80-81", chaosPort, chaosPort+chaosWorkers-1)}
 	for i := range chaosVolumes {
 		args = append(args, "-v", volumeName(i)+":/"+volumeName(i))
 	}

@@ -19,8 +19,8 @@ import (
 // ends on the host when dockerd took it back and could not say so, or never moved
 // it.
 const (
-	// settleTime is how old an endpoint must be before that counts: dockerd
-	// moves the link moments after it has been made.
+	// settleTime is how old an endpoint must be before a link that is still on
+	// the host counts: dockerd moves it moments after it has been made.
 	settleTime = 2 * time.Minute
 	// collectAfter is how long it must last before the endpoint is removed
 	// although nobody needs its address.
@@ -42,23 +42,21 @@ func (d *Driver) endpointLinks() (map[string]link.Link, error) {
 	return links, nil
 }
 
-// isGone reports whether the endpoint certainly has no container any more.
+// isGone reports whether the endpoint certainly has no container any more, unless
+// it was made after the links were listed: who removes it looks again while the
+// network is locked.
 func (d *Driver) isGone(rec endpointRecord, links map[string]link.Link) bool {
 	if rec.Phase != phaseReady {
 		return true
 	}
-	if d.now().Sub(rec.Since) < settleTime {
-		return false
-	}
+	// The host's end is there before the endpoint is ready and goes with the
+	// container's namespace.
 	l, ok := links[rec.Spec.ID]
-	return !ok || l.Peer != 0
+	return !ok || l.Peer != 0 && d.now().Sub(rec.Since) >= settleTime
 }
 
 // containerGone is isGone for one endpoint. The caller has locked its network.
 func (d *Driver) containerGone(rec endpointRecord) (bool, error) {
-	if rec.Phase == phaseReady && d.now().Sub(rec.Since) < settleTime {
-		return false, nil
-	}
 	links, err := d.endpointLinks()
 	if err != nil {
 		return false, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/containerd/errdefs"
 	"github.com/docker/go-plugins-helpers/network"
 
 	"github.com/berth-plugin/berth/netplugin/options"
@@ -19,6 +20,36 @@ func (d *Driver) ProgramExternalConnectivity(ctx context.Context, req *network.P
 	if err != nil {
 		return err
 	}
+	err = d.program(ctx, req, want, noProxy6to4)
+	if errdefs.IsConflict(err) && d.freePorts(ctx) {
+		err = d.program(ctx, req, want, noProxy6to4)
+	}
+	return err
+}
+
+// freePorts removes endpoints that publish ports for containers that are gone. It
+// reports whether there were any. The caller has locked no network.
+func (d *Driver) freePorts(ctx context.Context) (freed bool) {
+	links, err := d.endpointLinks()
+	if err != nil {
+		return false
+	}
+	for _, net := range d.store.allNetworks() {
+		for _, rec := range d.store.endpoints(net.Spec.ID) {
+			if len(rec.Spec.Ports) == 0 || !d.isGone(rec, links) {
+				continue
+			}
+			if err := d.removeGone(ctx, rec); err != nil {
+				d.log.WithError(err).WithField("endpoint", rec.Spec.ID).Error("endpoint of a container that is gone could not be removed")
+				continue
+			}
+			freed = true
+		}
+	}
+	return freed
+}
+
+func (d *Driver) program(ctx context.Context, req *network.ProgramExternalConnectivityRequest, want []options.PortRequest, noProxy6to4 bool) error {
 	unlock, err := d.locks.Lock(ctx, req.NetworkID)
 	if err != nil {
 		return err

@@ -49,6 +49,25 @@ func TestAPortInUseFailsTheStartAndLeavesNothing(t *testing.T) {
 	e.healthy()
 }
 
+// A container whose end Berth was not told of does not keep its ports from others.
+func TestPortsOfDeadContainersAreFreed(t *testing.T) {
+	e := newEnv(t)
+	n, other := mustNetwork(t, e, "net", "10.1.0.0/24"), mustNetwork(t, e, "other", "10.2.0.0/24")
+	dead, next := mustRun(t, e, n, "dead", ""), mustRun(t, e, other, "next", "")
+	assert.NilError(t, e.program(dead, port{8080, 80}))
+	e.host.mu.Lock()
+	delete(e.host.moved, dead.endpoint)
+	e.host.mu.Unlock()
+	assert.Assert(t, errdefs.IsConflict(e.program(next, port{8080, 80})), "dockerd may be about to move its link")
+	e.host.mu.Lock()
+	delete(e.host.endpoints, dead.endpoint)
+	e.host.mu.Unlock()
+	assert.NilError(t, e.program(next, port{8080, 80}))
+	assert.DeepEqual(t, e.hostPorts(next), []uint16{8080})
+	_, known := e.d.store.endpoint(n.id, dead.endpoint)
+	assert.Assert(t, !known)
+}
+
 // Each of the three calls at a container's end is enough, in any order.
 func TestAnyCallAtTheEndUnpublishes(t *testing.T) {
 	for name, end := range map[string]func(e *testEnv, c *container) error{

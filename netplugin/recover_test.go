@@ -126,16 +126,20 @@ func TestLiveContainersKeepTheirLinksAcrossARestart(t *testing.T) {
 }
 
 func TestEndpointsOfDeadContainersAreCollectedLate(t *testing.T) {
-	for name, dies := range map[string]func(*testEnv, *container){
-		"namespace died":       func(e *testEnv, c *container) { delete(e.host.endpoints, c.endpoint) },
-		"dockerd took it back": func(e *testEnv, c *container) { delete(e.host.moved, c.endpoint) },
+	for name, c := range map[string]struct {
+		dies func(*testEnv, *container)
+		late time.Duration
+	}{
+		"namespace died":       {func(e *testEnv, c *container) { delete(e.host.endpoints, c.endpoint) }, collectAfter},
+		"dockerd took it back": {func(e *testEnv, c *container) { delete(e.host.moved, c.endpoint) }, settleTime + collectAfter},
 	} {
+		dies, late := c.dies, c.late
 		t.Run(name, func(t *testing.T) {
 			e := newEnv(t)
 			n := mustNetwork(t, e, "net", "10.1.0.0/24")
 			c := mustRun(t, e, n, "c", "")
 			dies(e, c)
-			for range int((settleTime + collectAfter) / time.Minute) {
+			for range int(late / time.Minute) {
 				e.d.tick(t.Context())
 				_, ok := e.d.store.endpoint(n.id, c.endpoint)
 				assert.Assert(t, ok, "collected at once")

@@ -40,9 +40,35 @@ func features() []feature {
 	}
 }
 
-// kernelFeatures tries everything in a network namespace that is gone afterwards.
+// kernelFeatures tries everything in a network namespace that is gone afterwards. A
+// managed plugin may not make one (CAP_SYS_ADMIN): then only the release is known.
 func kernelFeatures(ctx context.Context, _ Input) ([]control.Finding, error) {
-	return try(ctx, features())
+	found, err := try(ctx, features())
+	if errors.Is(err, unix.EPERM) {
+		return releaseFinding(release())
+	}
+	return found, err
+}
+
+// releaseFinding judges a kernel by its release.
+func releaseFinding(release string) ([]control.Finding, error) {
+	recent, err := atLeast(release, 5, 6)
+	if err != nil {
+		return nil, err
+	}
+	if !recent {
+		return one(fail("Rules for published ports need nftables maps of several fields with ranges.", "", "the kernel %s is older than Linux 5.6", release))
+	}
+	return one(ok("the kernel %s is recent enough; what a network lacks of it shows when the network is made", release))
+}
+
+// atLeast compares a release, as 6.1.0-18-amd64, with a version.
+func atLeast(release string, major, minor int) (bool, error) {
+	var a, b int
+	if _, err := fmt.Sscanf(release, "%d.%d", &a, &b); err != nil {
+		return false, fmt.Errorf("kernel release %q: %w", release, err)
+	}
+	return a > major || a == major && b >= minor, nil
 }
 
 func try(ctx context.Context, list []feature) ([]control.Finding, error) {
@@ -170,14 +196,11 @@ func tryLink(kind string) error {
 // tryIsolation looks at the release: older kernels ignore the attribute without a
 // word.
 func tryIsolation() error {
-	var major, minor int
-	if _, err := fmt.Sscanf(release(), "%d.%d", &major, &minor); err != nil {
-		return fmt.Errorf("release %q: %w", release(), err)
+	recent, err := atLeast(release(), 4, 18)
+	if err == nil && !recent {
+		err = fmt.Errorf("this is Linux %s", release())
 	}
-	if major < 4 || major == 4 && minor < 18 {
-		return fmt.Errorf("this is Linux %s", release())
-	}
-	return nil
+	return err
 }
 
 // Sizes of struct tcmsg and struct tcamsg, and the attributes of traffic control
