@@ -172,7 +172,7 @@ func (d *Driver) Run(ctx context.Context) {
 // have done to a network that stays.
 func (d *Driver) watchBridges(ctx context.Context, changed chan<- struct{}) {
 	err := d.links.Watch(ctx, func(e link.Event) {
-		if !e.Lost && (e.Link.Kind != "bridge" || !e.Removed && !e.AddressLost && e.Link.Up) {
+		if !e.Lost && (e.Link.Kind != "bridge" || !e.Removed && !e.AddressLost && e.Link.Up || !d.store.hasReady(e.Link.Name)) {
 			return
 		}
 		select {

@@ -124,6 +124,19 @@ func (s *store) allNetworks() []networkRecord {
 	return recs
 }
 
+// hasReady reports whether the bridge is that of a complete network, and so not of
+// one that Berth is making or removing at this moment.
+func (s *store) hasReady(bridge string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range s.networks {
+		if n.rec.Spec.Bridge == bridge && n.rec.Phase == phaseReady {
+			return true
+		}
+	}
+	return false
+}
+
 // endpoints returns the records of a network's endpoints by ID.
 func (s *store) endpoints(network string) []endpointRecord {
 	s.mu.Lock()

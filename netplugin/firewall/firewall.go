@@ -166,7 +166,8 @@ func (m *Manager) Sync(ctx context.Context, networks []Network, endpoints []Endp
 
 // Ensure adds the network or replaces what its bridge had before; its endpoints
 // keep their ports. added says that the bridge was unknown; after an error it is as
-// it was.
+// it was. For a bridge that was known, it also repairs what others have done to the
+// tables; Watch does so in any case.
 func (m *Manager) Ensure(ctx context.Context, n Network) (added bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -175,7 +176,11 @@ func (m *Manager) Ensure(ctx context.Context, n Network) (added bool, err error)
 	}
 	before, known := m.networks[n.Bridge]
 	m.putLocked(n)
-	if err := m.applyLocked(ctx, false); err != nil {
+	apply := m.applyNewLocked
+	if known {
+		apply = m.applyReadLocked
+	}
+	if err := apply(ctx); err != nil {
 		if known {
 			m.putLocked(before)
 		} else {
@@ -207,7 +212,7 @@ func (m *Manager) Remove(ctx context.Context, bridge string) error {
 		}
 	}
 	m.dropLocked(bridge)
-	err := m.applyLocked(ctx, false)
+	err := m.applyNewLocked(ctx)
 	if err != nil && known {
 		m.putLocked(before)
 		for _, ep := range endpoints {
@@ -219,6 +224,32 @@ func (m *Manager) Remove(ctx context.Context, bridge string) error {
 
 // emptyLocked says that no network is left.
 func (m *Manager) emptyLocked() bool { return len(m.networks) == 0 }
+
+// applyReadLocked is applyLocked for what may be known already.
+func (m *Manager) applyReadLocked(ctx context.Context) error { return m.applyLocked(ctx, false) }
+
+// applyNewLocked is applyLocked for a network that has come or gone. It does not
+// look first at what others have changed, if it can be helped: dockerd changes
+// nftables with every `network create`, and to read all networks and ports of a host
+// for one of them is what would make the hundredth slow.
+func (m *Manager) applyNewLocked(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if !m.watched || !m.wholeLocked() || m.emptyLocked() {
+		return m.applyLocked(ctx, false)
+	}
+	// An adopted bridge is foreign before and after its network.
+	m.wantForeignLocked()
+	current, err := m.currentLocked()
+	if err != nil {
+		return err
+	}
+	if !m.writeUnreadLocked() {
+		return m.applyLocked(ctx, false)
+	}
+	return m.xtablesLocked(current)
+}
 
 // applyLocked brings the kernel to what is wanted. When thorough, nothing that
 // was known about the kernel is relied upon, and the result is read back.
@@ -269,15 +300,35 @@ func (m *Manager) refreshForeignLocked() error {
 	return nil
 }
 
+// wholeLocked says that both tables were as they should be when they were read last.
+func (m *Manager) wholeLocked() bool { return m.ip.have.whole && m.ip6.have.whole }
+
+// currentLocked says that nobody has changed nftables since it was read last.
+func (m *Manager) currentLocked() (bool, error) {
+	generation, err := m.kernel.generation()
+	return err == nil && generation == m.generation && generation != 0, err
+}
+
+// writeUnreadLocked writes what has changed without a look at what others have
+// changed. If that was in Berth's tables, the transaction fails, or the check that
+// follows every change finds it. done is false when all is to be read first.
+func (m *Manager) writeUnreadLocked() (done bool) {
+	_, err := m.writeLocked(true)
+	if err != nil {
+		m.log.WithError(err).Info("the change does not fit what nftables has; reading it anew")
+	}
+	return err == nil
+}
+
 // readLocked makes the sides' have true. current says that it was: nobody has
 // changed nftables since the last time.
 func (m *Manager) readLocked() (current bool, err error) {
+	if current, err := m.currentLocked(); err != nil || current {
+		return current, err
+	}
 	generation, err := m.kernel.generation()
 	if err != nil {
 		return false, err
-	}
-	if generation == m.generation && generation != 0 {
-		return true, nil
 	}
 	for _, s := range m.sides() {
 		if s.have, err = m.kernel.read(s.table); err != nil {

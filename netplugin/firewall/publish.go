@@ -172,16 +172,11 @@ func (m *Manager) withoutConflicts(ep Endpoint) Endpoint {
 	return out
 }
 
-// applyPortsLocked is applyLocked where only ports have changed. It does not look
-// first whether somebody else has changed nftables, as dockerd does all the time:
-// if that was in Berth's tables, the transaction fails, or the next check finds it.
+// applyPortsLocked is applyLocked where only ports have changed, which are nothing to
+// the chains of others.
 func (m *Manager) applyPortsLocked(ctx context.Context) error {
-	if m.ip.have.whole && m.ip6.have.whole {
-		_, err := m.writeLocked(true)
-		if err == nil {
-			return nil
-		}
-		m.log.WithError(err).Info("published ports do not fit what nftables has; reading it anew")
+	if m.wholeLocked() && m.writeUnreadLocked() {
+		return nil
 	}
 	return m.applyLocked(ctx, false)
 }

@@ -3,10 +3,12 @@ package link
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-plugin/berth/shared/fault"
@@ -103,7 +105,7 @@ func (h *Handle) Addrs(name string) ([]netip.Prefix, error) {
 // AllAddrs returns the addresses of all links by the index of the link, without
 // link-local IPv6 ones.
 func (h *Handle) AllAddrs() (map[int][]netip.Prefix, error) {
-	list, err := dump(func() ([]netlink.Addr, error) { return h.nl.AddrList(nil, netlink.FAMILY_ALL) })
+	list, err := h.dumpAddrs(0)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -117,11 +119,55 @@ func (h *Handle) AllAddrs() (map[int][]netip.Prefix, error) {
 }
 
 func (h *Handle) addrs(l netlink.Link) ([]netlink.Addr, error) {
-	list, err := dump(func() ([]netlink.Addr, error) { return h.nl.AddrList(l, netlink.FAMILY_ALL) })
+	list, err := h.dumpAddrs(l.Attrs().Index)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of link %q: %w", l.Attrs().Name, err)
 	}
 	return list, nil
+}
+
+// dumpAddrs lists the addresses of one link, 0 for all. Unlike the library it has
+// the kernel filter, so that the work does not grow with the links of the host;
+// kernels before 4.20 ignore the filter, which is therefore applied again.
+func (h *Handle) dumpAddrs(index int) ([]netlink.Addr, error) {
+	return dump(func() ([]netlink.Addr, error) {
+		req := h.request(unix.RTM_GETADDR, unix.NLM_F_DUMP)
+		msg := nl.NewIfAddrmsg(unix.AF_UNSPEC)
+		msg.Index = uint32(index)
+		req.AddData(msg)
+		replies, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
+		if err != nil {
+			return nil, err
+		}
+		var out []netlink.Addr
+		for _, m := range replies {
+			addr, err := addrFromMessage(m)
+			if err != nil {
+				return nil, err
+			}
+			if addr.IPNet != nil && (index == 0 || addr.LinkIndex == index) {
+				out = append(out, addr)
+			}
+		}
+		return out, nil
+	})
+}
+
+// addrFromMessage reads the address, its prefix length and its link.
+func addrFromMessage(m []byte) (netlink.Addr, error) {
+	msg := nl.DeserializeIfAddrmsg(m)
+	attrs, err := nl.ParseRouteAttr(m[msg.Len():])
+	if err != nil {
+		return netlink.Addr{}, err
+	}
+	addr := netlink.Addr{LinkIndex: int(msg.Index)}
+	for _, a := range attrs {
+		// IFA_LOCAL is the link's own address, where IFA_ADDRESS is that of the peer.
+		if a.Attr.Type == unix.IFA_LOCAL || a.Attr.Type == unix.IFA_ADDRESS && addr.IPNet == nil {
+			addr.IPNet = &net.IPNet{IP: a.Value, Mask: net.CIDRMask(int(msg.Prefixlen), 8*len(a.Value))}
+		}
+	}
+	return addr, nil
 }
 
 func prefixOf(a netlink.Addr) netip.Prefix {

@@ -65,6 +65,8 @@ func Open(opts Options) (*Handle, error) {
 	// The kernel's own words ("can not enslave a bridge to a bridge") are better
 	// than an errno alone. Kernels before 4.12 do not know the option.
 	_ = socket.SetExtAck(true)
+	// The kernel filters dumps of addresses only then. Kernels before 4.20 do not.
+	_ = unix.SetsockoptInt(socket.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
 	h.nl, h.raw = handle, &nl.SocketHandle{Socket: socket}
 	return h, nil
 }

@@ -1,11 +1,10 @@
 package link
 
 import (
-	"cmp"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -66,27 +65,23 @@ func (h *Handle) Routes() ([]Route, error) {
 	return out, nil
 }
 
-// DefaultMTU is the MTU in bytes of the link by which the host reaches the world:
-// that of the best default route of IPv4, else of IPv6; 0 if there is none.
+// DefaultMTU is the MTU in bytes of the link by which the host reaches the world
+// with IPv4, else with IPv6; 0 if it does not.
+//
+// The kernel is asked for one address instead of for all routes: that takes its
+// rules into account, and does not grow with the number of networks. Nothing is
+// sent there.
 func (h *Handle) DefaultMTU() (int, error) {
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := dump(func() ([]netlink.Route, error) {
-			filter := &netlink.Route{Table: unix.RT_TABLE_MAIN, Dst: defaultRoute(family), Type: unix.RTN_UNICAST}
-			return h.nl.RouteListFiltered(family, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST|netlink.RT_FILTER_TYPE)
-		})
-		if err != nil {
-			return 0, fmt.Errorf("list default routes: %w", err)
+	for _, far := range []string{"1.0.0.0", "2000::"} {
+		routes, err := retry(func() ([]netlink.Route, error) { return h.nl.RouteGet(net.ParseIP(far)) })
+		switch {
+		case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EACCES), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EAFNOSUPPORT):
+			continue // No way, or one that is closed on purpose.
+		case err != nil:
+			return 0, fmt.Errorf("look for the default route: %w", err)
 		}
-		slices.SortStableFunc(routes, func(a, b netlink.Route) int { return cmp.Compare(a.Priority, b.Priority) })
 		for _, r := range routes {
-			index := r.LinkIndex
-			if index == 0 && len(r.MultiPath) > 0 {
-				index = r.MultiPath[0].LinkIndex
-			}
-			if index == 0 {
-				continue
-			}
-			if l, ok, err := h.byIndex(index); err != nil || ok {
+			if l, ok, err := h.byIndex(r.LinkIndex); err != nil || ok {
 				return l.MTU, err
 			}
 		}
