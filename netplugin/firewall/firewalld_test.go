@@ -356,7 +356,7 @@ func TestWatchIsQuietAboutBerthsOwnChanges(t *testing.T) {
 
 func TestWaitGrowsWithTheWork(t *testing.T) {
 	assert.Equal(t, waitAfter(0, 0), settle)
-	assert.Equal(t, waitAfter(200*time.Millisecond, 0), time.Second)
+	assert.Equal(t, waitAfter(50*time.Millisecond, 0), time.Second)
 	assert.Equal(t, waitAfter(time.Minute, 0), patience)
 	assert.Equal(t, waitAfter(0, 2), 4*settle)
 	assert.Equal(t, waitAfter(0, 1000), patience)

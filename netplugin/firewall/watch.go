@@ -76,7 +76,7 @@ const (
 	settle = 200 * time.Millisecond
 	// share bounds the time spent on looking at what others have changed: as one
 	// part in so many.
-	share = 5
+	share = 20
 	// patience is the longest wait that comes of it.
 	patience = 2 * time.Second
 )
