@@ -117,7 +117,7 @@ func bridgeLink(n options.Network) link.Bridge {
 // would be stopped by the isolation.
 func port(n options.Network, ep options.Endpoint, filtered bool) link.Port {
 	publishes := len(ep.Ports) > 0
-	return link.Port{Hairpin: publishes, Isolated: n.NoICC && !(publishes && filtered)}
+	return link.Port{Hairpin: publishes, Isolated: n.NoICC && (!publishes || !filtered)}
 }
 
 func planEndpoint(n options.Network, ep options.Endpoint, filtered bool) []step {
