@@ -54,12 +54,24 @@ func (e Engine) Root() string { return filepath.Join(CacheDir(), "engine-"+e.Ver
 func (e Engine) Cached() error {
 	// The list of packages may have grown since the root was made.
 	for _, name := range e.packages {
-		if _, err := os.Stat(filepath.Join(e.Root(), "var/lib/dpkg/info", name+".list")); err != nil {
+		if !e.hasPackage(name) {
 			return fmt.Errorf("engine %s is not in the cache (%s has no %s): run `go run ./integration/cmd/berth-lab fetch %s`",
 				e.Version, e.Root(), name, e.Version)
 		}
 	}
 	return nil
+}
+
+// hasPackage looks for what dpkg keeps of an installed package, by its name or, where
+// several architectures may be installed, by name:architecture.
+func (e Engine) hasPackage(name string) bool {
+	for _, pattern := range []string{name + ".list", name + ":*.list"} {
+		// The only error is that of a wrong pattern.
+		if found, err := filepath.Glob(filepath.Join(e.Root(), "var/lib/dpkg/info", pattern)); err == nil && len(found) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // Fetch makes the engine's root with debootstrap unless it is there, and returns
