@@ -101,11 +101,20 @@ func TestRatesAreKept(t *testing.T) {
 		v := veth()
 		v.MTU, v.RateIn, v.RateOut = 1500, rate, rate/2
 		_, ns, container := plugged(t, v)
-		in := throughput(t, ns, container, "10.1.0.2", 300*time.Millisecond, time.Second)
-		out := throughput(t, container, ns, "10.1.0.1", 300*time.Millisecond, time.Second)
-		t.Logf("rate %d Mbit/s: in %.2f, out (half) %.2f Mbit/s of payload", rate/mbit, in/mbit, out/mbit)
-		assert.Check(t, in > 0.9*float64(rate) && in < 1.1*float64(rate), "%f", in)
-		assert.Check(t, out > 0.45*float64(rate) && out < 0.55*float64(rate), "%f", out)
+		// A busy machine is slower for a while than the limit; a limit that is wrong is
+		// so every time.
+		kept := func(client, server *testkit.Netns, addr string, want int64) bool {
+			for range 10 {
+				got := throughput(t, client, server, addr, 300*time.Millisecond, time.Second)
+				t.Logf("limit %.1f Mbit/s: %.2f Mbit/s of payload to %s", float64(want)/mbit, got/mbit, addr)
+				if got > 0.9*float64(want) && got < 1.1*float64(want) {
+					return true
+				}
+			}
+			return false
+		}
+		assert.Check(t, kept(ns, container, "10.1.0.2", rate))
+		assert.Check(t, kept(container, ns, "10.1.0.1", rate/2))
 	}
 }
 
