@@ -142,17 +142,25 @@ func (c *conn) half(to, from *net.TCPConn) {
 	}
 }
 
-// adopt turns a descriptor into a connection.
+// adopt turns a descriptor into a connection. It holds the lock meanwhile: close
+// may know the file, and a descriptor that is closed while it is copied can be
+// somebody else's by then.
 func (c *conn) adopt(f *os.File) (*net.TCPConn, error) {
 	defer f.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, net.ErrClosed
+	}
 	nc, err := net.FileConn(f)
 	if err != nil {
 		return nil, err
 	}
 	tcp, ok := nc.(*net.TCPConn)
-	if !ok || !c.add(tcp) {
+	if !ok {
 		return nil, errors.Join(net.ErrClosed, nc.Close())
 	}
+	c.ends = append(c.ends, tcp)
 	return tcp, nil
 }
 

@@ -6,9 +6,9 @@ repo=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." && pwd)
 
 # A private engine of the lab is a Debian root of its own.
 packages_lab=(debootstrap ca-certificates)
-# The tests also want a C compiler (race detector), the programs that rules are
-# compared with, and the emulator of the VM lab.
-packages_test=("${packages_lab[@]}" gcc libc6-dev iptables nftables iproute2 busybox-static
+# The tests also want a C compiler (race detector), the programs that rules and
+# flows are compared with, and the emulator of the VM lab.
+packages_test=("${packages_lab[@]}" gcc libc6-dev iptables nftables iproute2 procps conntrack busybox-static
   e2fsprogs qemu-system-x86)
 
 say() { printf '%s\n' "$*"; }
