@@ -41,8 +41,10 @@ const chaosWorkers = 2
 
 // dockersOwn is what a dockerd that is killed leaves behind without any plugin, too.
 var dockersOwn = []string{
-	// It forgets shims of containers that were starting,
+	// It forgets shims of containers that were starting, with the process that waits for
+	// the word to become the container's own,
 	"processes: containerd-shim",
+	"processes: runc:[2:INIT]",
 	// and the layer that it mounts for a moment to prepare a container's file system:
 	// about one in sixty kills while containers were being created.
 	"mounts: /var/lib/docker/overlay2/ID-init/merged from / type overlay",

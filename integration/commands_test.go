@@ -34,6 +34,7 @@ func actions() map[string]action {
 			s.rebooted[h.Name] = true
 			return lab.Result{}, h.Reboot(ctx)
 		},
+		"dhcp-server":     runDHCPServer,
 		"stop-everything": stopEverything,
 		"leakcheck":       runLeakCheck,
 	}
@@ -244,6 +245,21 @@ func runInRouter(ctx context.Context, s *scenario, _ *lab.Host, args []string) (
 		return lab.Result{}, errNoLAN
 	}
 	return s.lan.Router.Exec(ctx, args...)
+}
+
+// runDHCPServer is `dhcp-server start [RANGE [ARGS]]` or `dhcp-server stop`, on the router.
+func runDHCPServer(ctx context.Context, s *scenario, _ *lab.Host, args []string) (lab.Result, error) {
+	switch {
+	case s.lan == nil:
+		return lab.Result{}, errNoLAN
+	case len(args) == 1 && args[0] == "stop":
+		return lab.Result{}, s.lan.StopDHCP(ctx)
+	case len(args) == 1 && args[0] == "start":
+		return lab.Result{}, s.lan.StartDHCP(ctx, "")
+	case len(args) > 1 && args[0] == "start":
+		return lab.Result{}, s.lan.StartDHCP(ctx, args[1], args[2:]...)
+	}
+	return lab.Result{}, errors.New("dhcp-server: want start, with a range and arguments perhaps, or stop")
 }
 
 // runEngine is `engine stop|start|kill|restart [live-restore|no-live-restore]`.

@@ -23,7 +23,7 @@ var (
 	enginesFlag = flag.String("engines", "", "comma-separated engines to run all scenarios on, instead of the default tier")
 	modesFlag   = flag.String("modes", "", "comma-separated modes (managed, unmanaged) to run all scenarios in, instead of the default tier")
 	fullFlag    = flag.Bool("full", false, "run every scenario on every engine in every mode")
-	driverFlag  = flag.String("driver", "", "bridge: run, on Docker's own bridge driver and without plugins, the scenarios that it passes too")
+	driverFlag  = flag.String("driver", "", "bridge or macvlan: run, on Docker's own driver of that name and without plugins, the scenarios that it passes too")
 	dirFlag     = flag.String("scenarios", "testdata/scenario", "directory of the scenarios")
 )
 
@@ -39,13 +39,15 @@ type header struct {
 	// only where engines, modes or everything are asked for.
 	core, slow bool
 	// wired asks for a LAN with a router and a neighbour.
-	wired      bool
-	hosts      int
-	engineArgs []string
-	plugins    []string
-	// likeBridge says that Docker's own bridge driver passes the scenario too, on
+	wired       bool
+	hosts, nics int
+	engineArgs  []string
+	plugins     []string
+	// settings are the network plugin's, as NAME=value.
+	settings []string
+	// like names the driver of Docker's own that passes the scenario too, on
 	// likeEngines if there are any.
-	likeBridge  bool
+	like        string
 	likeEngines []string
 	// engines and modes, when there are any, are the only ones it can run on.
 	engines, modes []string
@@ -56,7 +58,7 @@ var headerLine = regexp.MustCompile(`^#\s*([a-z-]+):\s*(.*?)\s*$`)
 
 // parseHeader reads the "# key: value" lines before the first other line.
 func parseHeader(text string) (header, error) {
-	h := header{hosts: 1, plugins: []string{"berth-net", "berth-vol"}}
+	h := header{hosts: 1, nics: 1, plugins: []string{"berth-net", "berth-vol"}}
 	for line := range strings.Lines(text) {
 		if !strings.HasPrefix(line, "#") {
 			break
@@ -75,6 +77,10 @@ func parseHeader(text string) (header, error) {
 			if _, err := fmt.Sscan(value, &h.hosts); err != nil || h.hosts < 1 || h.hosts > 9 {
 				return h, fmt.Errorf("hosts %q: want 1 to 9", value)
 			}
+		case "nics":
+			if _, err := fmt.Sscan(value, &h.nics); err != nil || h.nics < 1 || h.nics > 9 {
+				return h, fmt.Errorf("nics %q: want 1 to 9", value)
+			}
 		case "lan":
 			if value != "yes" && value != "no" {
 				return h, fmt.Errorf("lan %q: want yes or no", value)
@@ -87,25 +93,32 @@ func parseHeader(text string) (header, error) {
 			if value == "none" {
 				h.plugins = nil
 			}
+		case "settings":
+			h.settings = strings.Fields(value)
 		case "like":
 			driver, engines, _ := strings.Cut(value, " ")
-			if driver != "bridge" {
-				return h, fmt.Errorf("like %q: want bridge, and engines where it is not all", value)
+			if !dockersDriver(lab.Mode(driver)) {
+				return h, fmt.Errorf("like %q: want bridge or macvlan, and engines where it is not all", value)
 			}
-			h.likeBridge, h.likeEngines = true, strings.Fields(engines)
+			h.like, h.likeEngines = driver, strings.Fields(engines)
 		case "engines":
 			h.engines = strings.Fields(value)
 		case "modes":
 			h.modes = strings.Fields(value)
 		default:
-			return h, fmt.Errorf("header %q is unknown: have tier, like, hosts, lan, engine-args, plugins, engines, modes", m[1])
+			return h, fmt.Errorf("header %q is unknown: have tier, like, hosts, lan, nics, engine-args, plugins, settings, engines, modes", m[1])
 		}
 	}
 	return h, nil
 }
 
-// ownBridge is the mode of scenarios that run on Docker's own bridge driver.
-const ownBridge lab.Mode = "bridge"
+// ownBridge and ownMacvlan are the modes of scenarios that run on Docker's own drivers.
+const (
+	ownBridge  lab.Mode = "bridge"
+	ownMacvlan lab.Mode = "macvlan"
+)
+
+func dockersDriver(m lab.Mode) bool { return m == ownBridge || m == ownMacvlan }
 
 // A run is one way to run a scenario.
 type run struct {
@@ -139,10 +152,10 @@ func (h header) runs() []run {
 		return nil
 	}
 	if *driverFlag != "" {
-		if !h.likeBridge || *driverFlag != string(ownBridge) {
+		if h.like != *driverFlag {
 			return nil
 		}
-		chosen, modes = true, []string{string(ownBridge)}
+		chosen, modes = true, []string{*driverFlag}
 		h.modes, h.engines = nil, h.likeEngines
 	}
 	var list []run
@@ -169,7 +182,7 @@ func TestScenarios(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(*dirFlag, "*.txtar"))
 	assert.NilError(t, err)
 	assert.Assert(t, len(files) > 0, "no scenarios in %s", *dirFlag)
-	assert.Assert(t, *driverFlag == "" || *driverFlag == string(ownBridge), "-driver %s: want bridge", *driverFlag)
+	assert.Assert(t, *driverFlag == "" || dockersDriver(lab.Mode(*driverFlag)), "-driver %s: want bridge or macvlan", *driverFlag)
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		assert.NilError(t, err)
@@ -197,7 +210,7 @@ func runScenario(t *testing.T, file string, head header, r run) {
 		Cmds:      s.commands(),
 		Condition: s.condition,
 	})
-	if r.mode == ownBridge {
+	if dockersDriver(r.mode) {
 		return // what Docker leaves is not ours to judge
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -235,7 +248,7 @@ func newScenario(t *testing.T, head header, r run) *scenario {
 	defer cancel()
 	start := time.Now()
 	assert.NilError(t, os.RemoveAll(filepath.Join(lab.Dir(), "failed", logName(t))))
-	if r.mode == ownBridge {
+	if dockersDriver(r.mode) {
 		// Without these, engines before 27 leave IPv6 to their proxy.
 		head.plugins, head.engineArgs = nil, append(slices.Clone(head.engineArgs), "--experimental", "--ip6tables")
 	}
@@ -244,17 +257,21 @@ func newScenario(t *testing.T, head header, r run) *scenario {
 	}
 	s := &scenario{header: head, run: r, rebooted: map[string]bool{}, started: map[string]chan outcome{}}
 	base := fmt.Sprintf("%s%d", lab.TestPrefix(), numbered.Add(1))
-	if head.wired || head.hosts > 1 {
+	if head.wired || head.hosts > 1 || head.nics > 1 {
 		s.lan = lab.NewLAN(t, lab.LANOptions{Name: base, Engine: r.engine})
 	}
 	for i := range head.hosts {
 		h := lab.NewHost(t, lab.Options{
-			Name: fmt.Sprintf("%s-h%d", base, i+1), Engine: r.engine, LAN: s.lan, DaemonArgs: head.engineArgs,
+			Name: fmt.Sprintf("%s-h%d", base, i+1), Engine: r.engine, LAN: s.lan, NICs: head.nics, DaemonArgs: head.engineArgs,
 		})
 		s.hosts = append(s.hosts, h)
 		t.Cleanup(func() { keepFailed(t, h) })
 		for _, p := range head.plugins {
-			assert.NilError(t, h.InstallPlugin(ctx, r.mode, p))
+			var settings []string
+			if p != "berth-vol" {
+				settings = head.settings
+			}
+			assert.NilError(t, h.InstallPlugin(ctx, r.mode, p, settings...))
 		}
 		s.warmUp(ctx, t, h)
 		snap, err := h.Snapshot(ctx)
@@ -335,8 +352,8 @@ func (s *scenario) setup(env *testscript.Env) error {
 	}
 	env.Setenv("NET", lab.DriverName(s.mode, netPlugin))
 	env.Setenv("IPAM", lab.DriverName(s.mode, netPlugin))
-	if s.mode == ownBridge {
-		env.Setenv("NET", "bridge")
+	if dockersDriver(s.mode) {
+		env.Setenv("NET", string(s.mode))
 		env.Setenv("IPAM", "default")
 	}
 	env.Setenv("VOL", lab.DriverName(s.mode, volPlugin))
@@ -355,10 +372,10 @@ func (s *scenario) setup(env *testscript.Env) error {
 }
 
 // condition is what a line can begin with in brackets: an engine's version, or berth
-// where it is not Docker's own bridge driver that is looked at.
+// where it is not a driver of Docker's own that is looked at.
 func (s *scenario) condition(cond string) (bool, error) {
 	if cond == "berth" {
-		return s.mode != ownBridge, nil
+		return !dockersDriver(s.mode), nil
 	}
 	_, err := lab.EngineByVersion(cond)
 	return cond == s.engine, err

@@ -35,6 +35,9 @@ type Options struct {
 	BuildDir string
 	// LAN, when set, gives the host an eth0 with an address and a default route.
 	LAN *LAN `json:"-"`
+	// NICs is how many links the host has to its LAN, at most 9; 0 means 1. Those
+	// after eth0 are up and have no address.
+	NICs int `json:",omitempty"`
 	// Detached hosts stay when the process that made them ends.
 	Detached bool
 }

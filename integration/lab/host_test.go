@@ -194,3 +194,47 @@ func TestRecorderPassesCallsOnAndWritesThemDown(t *testing.T) {
 		Method: "/VolumeDriver.Get", Body: `{"Name":"x"}`, Status: http.StatusTeapot, Answer: string(answer),
 	})
 }
+
+func TestFurtherLinksToTheLANHaveNoAddress(t *testing.T) {
+	l := NewLAN(t, LANOptions{Name: TestPrefix() + "nics"})
+	h := NewHost(t, Options{Name: TestPrefix() + "nics-h", Engine: "20.10", NoEngine: true, LAN: l, NICs: 2})
+	check := func() {
+		t.Helper()
+		res, err := h.Exec(t.Context(), "ip", "-o", "-4", "addr", "show", "dev", "eth1")
+		assert.NilError(t, err)
+		assert.Equal(t, res.Stdout, "")
+		res, err = h.Exec(t.Context(), "cat", "/sys/class/net/eth1/address")
+		assert.NilError(t, err)
+		assert.Equal(t, res.Stdout, "02:00:5e:00:54:0b\n")
+		// It is wired: the neighbour answers who asks for it there.
+		_, err = h.Exec(t.Context(), "busybox", "arping", "-c", "1", "-w", "5", "-I", "eth1", l.Addr4(l.Neighbour).String())
+		assert.NilError(t, err)
+	}
+	check()
+	assert.NilError(t, h.Reboot(t.Context()))
+	check()
+}
+
+func TestDHCPServerComesAndGoes(t *testing.T) {
+	l := NewLAN(t, LANOptions{Name: TestPrefix() + "dhcp"})
+	ask := func() (Result, error) {
+		return l.Neighbour.Exec(t.Context(), "busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-t", "2", "-T", "1", "-s", "/bin/true")
+	}
+	_, err := ask()
+	assert.ErrorContains(t, err, "udhcpc")
+	assert.NilError(t, l.StartDHCP(t.Context(), ""))
+	res, err := ask()
+	assert.NilError(t, err)
+	assert.Assert(t, strings.Contains(res.Stderr, "lease of 198.51.100.1"), res.Stderr)
+	res, err = l.Router.Exec(t.Context(), "cat", DHCPLeases)
+	assert.NilError(t, err)
+	assert.Assert(t, strings.Contains(res.Stdout, l.mac(l.Neighbour, 0)), res.Stdout)
+
+	assert.NilError(t, l.StopDHCP(t.Context()))
+	_, err = ask()
+	assert.ErrorContains(t, err, "udhcpc")
+	assert.NilError(t, l.StartDHCP(t.Context(), "198.51.100.200,198.51.100.200,2m", "--dhcp-host="+l.mac(l.Neighbour, 0)+",198.51.100.200"))
+	res, err = ask()
+	assert.NilError(t, err)
+	assert.Assert(t, strings.Contains(res.Stderr, "lease of 198.51.100.200"), res.Stderr)
+}

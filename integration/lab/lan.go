@@ -137,8 +137,11 @@ func (l *LAN) Addr4(h *Host) netip.Addr { return nth(lanSubnet4, l.index(h.Name)
 // Addr6 is the host's IPv6 address; see Addr4.
 func (l *LAN) Addr6(h *Host) netip.Addr { return nth(lanSubnet6, l.index(h.Name)) }
 
-// mac is the host's hardware address, which a reboot does not change.
-func (l *LAN) mac(h *Host) string { return fmt.Sprintf("02:00:5e:00:53:%02x", l.index(h.Name)) }
+// mac is the hardware address of the host's link with the number nic, which a reboot
+// does not change.
+func (l *LAN) mac(h *Host, nic int) string {
+	return fmt.Sprintf("02:00:5e:00:%02x:%02x", 0x53+nic, l.index(h.Name))
+}
 
 // nth is the address with the number n in a subnet; n is below 256.
 func nth(p netip.Prefix, n int) netip.Addr {
@@ -148,19 +151,22 @@ func nth(p netip.Prefix, n int) netip.Addr {
 	return addr
 }
 
-// attach gives a booted host its eth0. The pair vanishes with the host's namespace.
+// attach gives a booted host its eth0 and further links. The pairs vanish with the
+// host's namespace.
 func (l *LAN) attach(ctx context.Context, h *Host) error {
-	port := fmt.Sprintf("p%d", l.index(h.Name))
-	// The kernel removes a dead namespace's links a little later than the namespace.
-	_ = ip(ctx, "-n", l.netns(), "link", "del", port)
-	steps := [][]string{
-		{"-n", l.netns(), "link", "add", port, "type", "veth", "peer", "name", "eth0",
-			"address", l.mac(h), "netns", h.netns()},
-		{"-n", l.netns(), "link", "set", port, "master", "sw", "up"},
-		{"-n", h.netns(), "link", "set", "eth0", "up"},
-		{"-n", h.netns(), "addr", "add", fmt.Sprintf("%s/%d", l.Addr4(h), lanSubnet4.Bits()), "brd", "+", "dev", "eth0"},
-		{"-n", h.netns(), "addr", "add", fmt.Sprintf("%s/%d", l.Addr6(h), lanSubnet6.Bits()), "dev", "eth0", "nodad"},
+	var steps [][]string
+	for nic := range max(1, h.opts.NICs) {
+		port, name := fmt.Sprintf("p%d-%d", l.index(h.Name), nic), fmt.Sprintf("eth%d", nic)
+		// The kernel removes a dead namespace's links a little later than the namespace.
+		_ = ip(ctx, "-n", l.netns(), "link", "del", port)
+		steps = append(steps,
+			[]string{"-n", l.netns(), "link", "add", port, "type", "veth", "peer", "name", name, "address", l.mac(h, nic), "netns", h.netns()},
+			[]string{"-n", l.netns(), "link", "set", port, "master", "sw", "up"},
+			[]string{"-n", h.netns(), "link", "set", name, "up"})
 	}
+	steps = append(steps,
+		[]string{"-n", h.netns(), "addr", "add", fmt.Sprintf("%s/%d", l.Addr4(h), lanSubnet4.Bits()), "brd", "+", "dev", "eth0"},
+		[]string{"-n", h.netns(), "addr", "add", fmt.Sprintf("%s/%d", l.Addr6(h), lanSubnet6.Bits()), "dev", "eth0", "nodad"})
 	if l.index(h.Name) != routerIndex {
 		steps = append(steps,
 			[]string{"-n", h.netns(), "route", "add", "default", "via", nth(lanSubnet4, routerIndex).String()},

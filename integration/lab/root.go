@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -26,7 +27,7 @@ type Engine struct {
 
 // Engines lists the versions the lab knows, oldest first.
 func Engines() []Engine {
-	base := []string{"docker.io", "iptables", "nftables", "ca-certificates", "iproute2", "busybox-static"}
+	base := []string{"docker.io", "iptables", "nftables", "ca-certificates", "iproute2", "busybox-static", "dnsmasq-base"}
 	with := func(more ...string) []string { return append(base[:len(base):len(base)], more...) }
 	return []Engine{
 		{Version: "20.10", Suite: "bookworm", packages: with("docker-registry", "conntrack", "procps", "firewalld", "libpam-systemd", "systemd-sysv", "ufw", "dbus", "python3-nftables")},
@@ -50,16 +51,20 @@ func EngineByVersion(version string) (Engine, error) {
 // Root is the directory of the engine's Debian root in the cache.
 func (e Engine) Root() string { return filepath.Join(CacheDir(), "engine-"+e.Version) }
 
-// Cached returns an error that names the command to run when the root is missing.
+// Cached returns an error that names the command to run when the root is missing or
+// lacks a package.
 func (e Engine) Cached() error {
-	// The list of packages may have grown since the root was made.
-	for _, name := range e.packages {
-		if !e.hasPackage(name) {
-			return fmt.Errorf("engine %s is not in the cache (%s has no %s): run `go run ./integration/cmd/berth-lab fetch %s`",
-				e.Version, e.Root(), name, e.Version)
-		}
+	if missing := e.missing(); len(missing) > 0 {
+		return fmt.Errorf("engine %s is not in the cache (%s has no %s): run `go run ./integration/cmd/berth-lab fetch %s`",
+			e.Version, e.Root(), missing[0], e.Version)
 	}
 	return nil
+}
+
+// missing lists the packages that the root lacks: all of them, or those by which the
+// list has grown since the root was made.
+func (e Engine) missing() []string {
+	return slices.DeleteFunc(slices.Clone(e.packages), e.hasPackage)
 }
 
 // hasPackage looks for what dpkg keeps of an installed package, by its name or, where
@@ -74,19 +79,24 @@ func (e Engine) hasPackage(name string) bool {
 	return false
 }
 
-// Fetch makes the engine's root with debootstrap unless it is there, and returns
-// what dockerd in it says of its version. Callers at the same time wait for one
-// another.
+// Fetch makes the engine's root with debootstrap unless it is there, adds packages that
+// an older one lacks, and returns what dockerd in it says of its version. Callers at the
+// same time wait for one another.
 func (e Engine) Fetch(ctx context.Context, log io.Writer) (string, error) {
 	unlock, err := lockCache("engine-" + e.Version)
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
-	if e.Cached() != nil {
-		if err := debootstrap(ctx, log, e.Suite, e.script, e.packages, e.Root()); err != nil {
-			return "", fmt.Errorf("fetch engine %s: %w", e.Version, err)
-		}
+	switch missing := e.missing(); len(missing) {
+	case 0:
+	case len(e.packages):
+		err = debootstrap(ctx, log, e.Suite, e.script, e.packages, e.Root())
+	default:
+		err = e.complete(ctx, log, missing)
+	}
+	if err != nil {
+		return "", fmt.Errorf("fetch engine %s: %w", e.Version, err)
 	}
 	out, err := exec.CommandContext(ctx, "chroot", e.Root(), "dockerd", "--version").CombinedOutput()
 	if err != nil {
@@ -135,6 +145,37 @@ func debootstrap(ctx context.Context, log io.Writer, suite, script string, packa
 		return err
 	}
 	return os.Rename(tmp, dst)
+}
+
+// complete installs packages into a copy of the root and puts it in the root's place.
+// The copy is made of hard links, which does no harm since dpkg replaces files and does
+// not write into them. The old root stays until the next completion: hosts may be
+// running over it.
+func (e Engine) complete(ctx context.Context, log io.Writer, packages []string) error {
+	tmp := e.Root() + ".old"
+	if err := os.RemoveAll(tmp); err != nil {
+		return err
+	}
+	apt := append([]string{"chroot", tmp, "apt-get", "-y", "--no-install-recommends", "install"}, packages...)
+	for _, argv := range [][]string{
+		{"cp", "-al", e.Root(), tmp},
+		// As debootstrap, this does not mind a mirror that stands still.
+		{"chroot", tmp, "apt-get", "-o", "Acquire::Check-Valid-Until=false", "update"},
+		apt,
+		{"chroot", tmp, "apt-get", "clean"},
+	} {
+		fmt.Fprintln(log, strings.Join(argv, " "))
+		cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+		cmd.Stdout, cmd.Stderr = log, log
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("%s: %w", strings.Join(argv, " "), err)
+		}
+	}
+	if err := unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, e.Root(), unix.RENAME_EXCHANGE); err != nil {
+		return fmt.Errorf("exchange %s and %s: %w", tmp, e.Root(), err)
+	}
+	return nil
 }
 
 // debianMirror is the mirror this machine's apt uses for Debian itself.
