@@ -54,6 +54,45 @@ func (h *Handle) Announce(list []Announcement) error {
 	return errors.Join(errs...)
 }
 
+// AnnounceBy sends an announcement of the addresses once, by one link.
+func (h *Handle) AnnounceBy(name string, mac net.HardwareAddr, addrs []netip.Addr) error {
+	l, ok, err := h.Get(name)
+	if err != nil || !ok || len(mac) != 6 {
+		return err
+	}
+	fd, err := h.packetSocket()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for _, addr := range addrs {
+		if err := announceBy(fd, l, mac, addr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// announceBy sends one frame. The link may go or be busy: it is only a hint.
+func announceBy(fd int, l Link, mac net.HardwareAddr, addr netip.Addr) error {
+	frame, to := gratuitousARP(mac, addr), broadcast()
+	if addr.Is6() {
+		frame, to = unsolicitedNA(mac, addr), allNodes()
+	}
+	sa := &unix.SockaddrLinklayer{Ifindex: l.Index, Halen: 6}
+	copy(sa.Addr[:], to)
+	err := do(func() error { return unix.Sendto(fd, frame, unix.MSG_DONTWAIT, sa) })
+	for _, passing := range []error{unix.ENXIO, unix.ENETDOWN, unix.ENODEV, unix.ENOBUFS, unix.EAGAIN} {
+		if errors.Is(err, passing) {
+			return nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("announce %s by link %q: %w", addr, l.Name, err)
+	}
+	return nil
+}
+
 // CheckAnnounce says whether Announce may send frames.
 func (h *Handle) CheckAnnounce() error {
 	fd, err := h.packetSocket()
@@ -83,10 +122,6 @@ func (h *Handle) announce(fd int, a Announcement, ports []Link) error {
 	}
 	own := ports[at]
 	for _, addr := range a.Addrs {
-		frame, to := gratuitousARP(a.MAC, addr), broadcast()
-		if addr.Is6() {
-			frame, to = unsolicitedNA(a.MAC, addr), allNodes()
-		}
 		if a.First {
 			h.forget(own.Master, addr)
 		}
@@ -94,13 +129,8 @@ func (h *Handle) announce(fd int, a Announcement, ports []Link) error {
 			if port.Index == own.Index || !port.Carrier || port.Port.Isolated && own.Port.Isolated {
 				continue
 			}
-			sa := &unix.SockaddrLinklayer{Ifindex: port.Index, Halen: 6}
-			copy(sa.Addr[:], to)
-			err := do(func() error { return unix.Sendto(fd, frame, unix.MSG_DONTWAIT, sa) })
-			// The port may go or be busy; an announcement is only a hint.
-			if err != nil && !errors.Is(err, unix.ENXIO) && !errors.Is(err, unix.ENETDOWN) && !errors.Is(err, unix.ENODEV) &&
-				!errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EAGAIN) {
-				return fmt.Errorf("announce %s by link %q: %w", addr, port.Name, err)
+			if err := announceBy(fd, port, a.MAC, addr); err != nil {
+				return err
 			}
 		}
 	}

@@ -60,8 +60,16 @@ func bucketOf(rate int64, mtu int) bucket {
 	return b
 }
 
-// limit sets the wanted limits of a new host's end.
+// limit sets the wanted limits of a new host's end, and its guard.
 func (h *Handle) limit(v Veth, host Link) error {
+	if err := h.limitRates(v, host); err != nil {
+		return err
+	}
+	// Last: diverting clears away what is in its way.
+	return h.guard(v, host)
+}
+
+func (h *Handle) limitRates(v Veth, host Link) error {
 	if v.RateIn != 0 {
 		if err := h.delay(host, bucketOf(v.RateIn, host.MTU)); err != nil {
 			return limitError("rate.in", "sch_tbf", err)
@@ -77,7 +85,7 @@ func (h *Handle) limit(v Veth, host Link) error {
 	if err := h.delay(limiter, bucketOf(v.RateOut, host.MTU)); err != nil {
 		return limitError("rate.out", "sch_tbf", err)
 	}
-	return h.divert(host, limiter)
+	return h.divert(host, limiter, v.Guarded)
 }
 
 // repairLimits is limit for an end that may have had others.
@@ -150,29 +158,33 @@ func (h *Handle) deleteLimiter(host string, owner Owner) error {
 	return h.deleteIndex(l)
 }
 
-// divert sends all that arrives by a link through the limiter.
-func (h *Handle) divert(host, limiter Link) error {
-	ref := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: host.Name, Index: host.Index}}
-	// A qdisc for what arrives has a fixed parent; there is one at most.
-	filters, err := dump(func() ([]netlink.Filter, error) { return h.nl.FilterList(ref, netlink.HANDLE_MIN_INGRESS) })
-	if err == nil && divertsTo(filters, limiter.Index) {
-		return nil
-	}
-	ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
+// ingress is the discipline of what arrives by a link, of which there is one at most.
+func ingress(host Link) *netlink.Ingress {
+	return &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: host.Index, Parent: netlink.HANDLE_INGRESS, Handle: netlink.MakeHandle(0xffff, 0),
 	}}
+}
+
+// divert sends all that arrives by a link through the limiter, unless the guard stops
+// it.
+func (h *Handle) divert(host, limiter Link, guarded bool) error {
+	ref := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: host.Name, Index: host.Index}}
+	filters, err := dump(func() ([]netlink.Filter, error) { return h.nl.FilterList(ref, netlink.HANDLE_MIN_INGRESS) })
+	if err == nil && divertsTo(filters, limiter.Index, guarded) {
+		return nil
+	}
 	// Whatever is there goes, with its filters.
-	err = do(func() error { return h.nl.QdiscDel(ingress) })
+	err = do(func() error { return h.nl.QdiscDel(ingress(host)) })
 	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("clear ingress of link %q: %w", host.Name, err)
 	}
-	if err := do(func() error { return h.nl.QdiscAdd(ingress) }); err != nil {
+	if err := do(func() error { return h.nl.QdiscAdd(ingress(host)) }); err != nil {
 		return limitError("rate.out", "sch_ingress", err)
 	}
 	err = do(func() error {
 		return h.nl.FilterAdd(&netlink.U32{
 			FilterAttrs: netlink.FilterAttrs{
-				LinkIndex: host.Index, Parent: netlink.HANDLE_MIN_INGRESS, Priority: 1, Protocol: unix.ETH_P_ALL,
+				LinkIndex: host.Index, Parent: netlink.HANDLE_MIN_INGRESS, Priority: divertPriority, Protocol: unix.ETH_P_ALL,
 			},
 			Actions: []netlink.Action{netlink.NewMirredAction(limiter.Index)},
 		})
@@ -180,10 +192,14 @@ func (h *Handle) divert(host, limiter Link) error {
 	return limitError("rate.out", "cls_u32 or act_mirred", err)
 }
 
-// divertsTo reports whether the filters are the one that divert sets.
-func divertsTo(filters []netlink.Filter, limiter int) bool {
+// divertsTo reports whether the filters are the one that divert sets, and that of the
+// guard.
+func divertsTo(filters []netlink.Filter, limiter int, guarded bool) bool {
 	found := false
 	for _, f := range filters {
+		if b, ok := f.(*netlink.BpfFilter); ok && guarded && b.Priority == guardPriority {
+			continue
+		}
 		u, ok := f.(*netlink.U32)
 		if !ok {
 			return false

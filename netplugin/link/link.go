@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -20,8 +21,8 @@ type Link struct {
 	Kind string
 	// Master is the index of the bridge or bond the link is a port of, 0 for none.
 	Master int
-	// Peer is the index of the other end of a veth pair, 0 when that end is in
-	// another namespace.
+	// Peer is the index of the other end of a veth pair, or of the link that a
+	// macvlan, ipvlan or VLAN is on; 0 when that is in another namespace.
 	Peer int
 	MTU  int
 	MAC  net.HardwareAddr
@@ -32,6 +33,10 @@ type Link struct {
 	// Port is not known in events.
 	Port  Port
 	Owner Owner
+	// Away says that the link is in another namespace, NSID is the kernel's number of
+	// that, and Index and Master mean nothing here; see Elsewhere.
+	Away bool
+	NSID int
 }
 
 func fromNetlink(l netlink.Link) Link {
@@ -124,19 +129,30 @@ func (h *Handle) deleteIndex(l Link) error {
 	return nil
 }
 
-// Owned lists all links of Berth: bridges, host ends, and what is half made. The
-// limiter of an endpoint is part of its host's end, and listed only where that is
-// gone, as a link whose other end (itself) is on the host.
+// Owned lists all links of Berth in this namespace: bridges, host ends, links on
+// parents, and what is half made. The limiter of an endpoint is part of its host's
+// end, and listed only where that is gone, as a link whose other end (itself) is on
+// the host.
 func (h *Handle) Owned() ([]Link, error) {
 	var owned []Link
 	ends := map[Owner]bool{}
-	for _, kind := range []string{"bridge", "veth", limiterKind} {
-		links, err := h.list(kind, 0)
-		if err != nil {
-			return nil, err
+	kinds := []string{"bridge", "veth", limiterKind, "macvlan", "vlan", "ipvlan", "dummy"}
+	var rest []Link
+	for i, kind := range kinds {
+		links := rest
+		if rest == nil {
+			var err error
+			if links, err = h.dumpLinks(kind, 0); err != nil {
+				return nil, err
+			}
+			// A kernel that does not know the kind sends all links: that is enough for
+			// the other kinds too.
+			if i > 0 && slices.ContainsFunc(links, func(l Link) bool { return l.Kind != kind }) {
+				rest = links
+			}
 		}
 		for _, l := range links {
-			if !l.Owner.Ours || kind == limiterKind && ends[l.Owner] {
+			if l.Kind != kind || !l.Owner.Ours || kind == limiterKind && ends[l.Owner] {
 				continue
 			}
 			if kind == limiterKind {
@@ -162,30 +178,37 @@ func (h *Handle) List() ([]Link, error) { return h.list("", 0) }
 // list dumps links of one kind and one master, "" and 0 for any. The kernel
 // filters; it ignores filters that it does not know, so they are applied again.
 func (h *Handle) list(kind string, master int) ([]Link, error) {
+	links, err := h.dumpLinks(kind, master)
+	return slices.DeleteFunc(links, func(l Link) bool {
+		return kind != "" && l.Kind != kind || master != 0 && l.Master != master
+	}), err
+}
+
+// dumpLinks is list without a second look.
+func (h *Handle) dumpLinks(kind string, master int, more ...*nl.RtAttr) ([]Link, error) {
 	links, err := dump(func() ([]Link, error) {
 		req := h.request(unix.RTM_GETLINK, unix.NLM_F_DUMP)
 		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 		if kind != "" {
-			info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-			info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(kind))
-			req.AddData(info)
+			req.AddData(kindInfo(kind))
 		}
 		if master != 0 {
 			req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(master))))
+		}
+		for _, attr := range more {
+			req.AddData(attr)
 		}
 		msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
 		if err != nil {
 			return nil, err
 		}
-		var links []Link
+		links := make([]Link, 0, len(msgs))
 		for _, m := range msgs {
 			l, err := fromMessage(m)
 			if err != nil {
 				return nil, err
 			}
-			if (kind == "" || l.Kind == kind) && (master == 0 || l.Master == master) {
-				links = append(links, l)
-			}
+			links = append(links, l)
 		}
 		return links, nil
 	})

@@ -10,9 +10,14 @@ import (
 // The netlink library needs up to five messages, each under the kernel's one lock
 // for links, for what fits in one; and it cannot set a forward delay.
 
-// create makes a bridge or a veth pair, down. The kernel takes the group, MAC and
-// master from this message, but not the alias.
+// create makes a link, down. The kernel takes the group, MAC and master from this
+// message, but not the alias.
 func (h *Handle) create(name string, mac net.HardwareAddr, mtu, master int, info *nl.RtAttr) error {
+	return h.createOn(0, name, mac, mtu, master, info)
+}
+
+// createOn is create for a link on top of another one, by its index.
+func (h *Handle) createOn(parent int, name string, mac net.HardwareAddr, mtu, master int, info *nl.RtAttr) error {
 	req := h.request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
@@ -25,6 +30,9 @@ func (h *Handle) create(name string, mac net.HardwareAddr, mtu, master int, info
 	}
 	if master != 0 {
 		req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(master))))
+	}
+	if parent != 0 {
+		req.AddData(nl.NewRtAttr(unix.IFLA_LINK, nl.Uint32Attr(uint32(parent))))
 	}
 	req.AddData(info)
 	return h.execute(req)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,11 @@ type Veth struct {
 	// RateIn and RateOut limit what the container receives and sends, in bits per
 	// second; 0 is no limit.
 	RateIn, RateOut int64
+	// Guarded lets the container send only IPv4, IPv6 and ARP, without a VLAN tag and
+	// with no other sender than MAC and Addrs, or the link-local address that is made of
+	// MAC.
+	Guarded bool
+	Addrs   []netip.Addr
 }
 
 // EnsureVeth makes the pair or repairs it. A pair whose container end has moved
