@@ -186,6 +186,11 @@ func (a admin) Findings(context.Context) []control.Finding {
 type HostFacts struct {
 	// Bridges are the names of the networks' bridges.
 	Bridges []string
+	// Parents are the links that networks on a LAN are on, by name. The value says
+	// that containers there have MAC addresses of their own.
+	Parents map[string]bool
+	// Uplinks are the links by which bridges are on a LAN.
+	Uplinks []string
 	// IPv6 says that some network has IPv6.
 	IPv6 bool
 	// PublishedPorts is how many host ports are held.
@@ -200,15 +205,24 @@ func (d *Driver) HostFacts() (facts HostFacts, _ error) {
 	if err != nil {
 		return facts, err
 	}
-	known := make(map[link.Owner]bool)
+	known := d.owners()
 	for _, rec := range d.store.allNetworks() {
-		known[link.OfNetwork(rec.Spec.ID)] = true
-		facts.Bridges = append(facts.Bridges, rec.Spec.Bridge)
+		if rec.Spec.Bridge != "" {
+			facts.Bridges = append(facts.Bridges, rec.Spec.Bridge)
+		}
+		if parent := rec.Spec.LAN.Parent; parent != "" {
+			if facts.Parents == nil {
+				facts.Parents = make(map[string]bool)
+			}
+			facts.Parents[parent] = facts.Parents[parent] || !rec.Spec.SharesMAC()
+		}
+		if rec.Spec.Uplink != "" {
+			facts.Uplinks = append(facts.Uplinks, rec.Spec.Uplink)
+		}
 		for _, subnet := range rec.Spec.Subnets {
 			facts.IPv6 = facts.IPv6 || subnet.Pool.Addr().Is6()
 		}
 		for _, ep := range d.store.endpoints(rec.Spec.ID) {
-			known[link.OfEndpoint(ep.Spec.ID)] = true
 			for _, p := range ep.Spec.Ports {
 				if !p.Direct() {
 					facts.PublishedPorts += int(p.Count)
@@ -238,7 +252,8 @@ func (a admin) network(rec networkRecord) control.Network {
 	spec := rec.Spec
 	n := control.Network{
 		ID: spec.ID, State: control.NetworkState(rec.Phase), Mode: string(spec.Mode),
-		Bridge: spec.Bridge, Adopted: spec.Adopted, Created: rec.Since,
+		Bridge: spec.Bridge, Adopted: spec.Adopted, Uplink: spec.Uplink, SpoofCheck: spec.SpoofCheck, Created: rec.Since,
+		Parent: spec.LAN.Parent, LANType: spec.LAN.Type, HostAccess: spec.LAN.HostAccess,
 		Subnets:  []control.Subnet{},
 		Internal: spec.Internal, ICC: !spec.NoICC, MTU: spec.MTU, Masquerade: spec.Masquerade, InhibitIPv4: spec.InhibitIPv4,
 		Publish: control.PublishPolicy{HostFirewall: spec.HostFirewall, Sources: spec.Sources, Trusted: spec.Trusted, NoProxy: spec.NoProxy},

@@ -18,8 +18,14 @@ func Capabilities() pluginapi.NetworkCapabilities {
 }
 
 // IPAMCapabilities answers IpamDriver.GetCapabilities: Berth keeps its own records
-// and needs nothing repeated.
-func IPAMCapabilities() pluginapi.IPAMCapabilities { return pluginapi.IPAMCapabilities{} }
+// and needs nothing repeated. With keyByMAC dockerd sends the MAC address with each
+// request for a container's address; where the user gave none, it makes one up, new
+// at each start.
+func IPAMCapabilities(keyByMAC bool) pluginapi.IPAMCapabilities {
+	caps := pluginapi.IPAMCapabilities{}
+	caps.RequiresMACAddress = keyByMAC
+	return caps
+}
 
 // AddressSpaces answers IpamDriver.GetDefaultAddressSpaces.
 func AddressSpaces() dockeripam.AddressSpacesResponse {

@@ -14,10 +14,10 @@ import (
 
 // dockerd does not always tell that a container is gone: the plugin was away, or
 // dockerd was killed at the wrong moment. It shows in the links: that of a
-// running container has one end on the bridge and the other in the container. It
-// is missing after a reboot or when the container's namespace died, and has both
-// ends on the host when dockerd took it back and could not say so, or never moved
-// it.
+// running container has one end on the bridge and the other in the container, or
+// is wholly in the container on a LAN. It is missing after a reboot or when the
+// container's namespace died, and is wholly on the host when dockerd took it back
+// and could not say so, or never moved it.
 const (
 	// settleTime is how old an endpoint must be before a link that is still on
 	// the host counts: dockerd moves it moments after it has been made.
@@ -27,7 +27,9 @@ const (
 	collectAfter = 5 * time.Minute
 )
 
-// endpointLinks returns the host's ends by endpoint ID.
+// endpointLinks returns the host's ends by endpoint ID, and the links on LANs that
+// are in containers. Those come last: a link that moves meanwhile is seen twice
+// rather than not at all.
 func (d *Driver) endpointLinks() (map[string]link.Link, error) {
 	owned, err := d.links.Owned()
 	if err != nil {
@@ -38,6 +40,16 @@ func (d *Driver) endpointLinks() (map[string]link.Link, error) {
 		if l.Owner.Endpoint != "" {
 			links[l.Owner.Endpoint] = l
 		}
+	}
+	if !d.store.hasLAN() {
+		return links, nil
+	}
+	moved, err := d.links.Elsewhere()
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range moved {
+		links[l.Owner.Endpoint] = l
 	}
 	return links, nil
 }
@@ -147,7 +159,7 @@ func (d *Driver) makeRoom(ctx context.Context, want ipam.AddressRequest, err err
 	if !named && !errdefs.IsResourceExhausted(err) || named && taken.Lease.Endpoint == "" {
 		return false
 	}
-	pool, ok := d.store.pool(want.Pool)
+	pool, ok := d.store.leases.pool(want.Pool)
 	if !ok || pool.Network == "" {
 		return false
 	}
@@ -176,11 +188,31 @@ func (d *Driver) freeGone(ctx context.Context, pool ipam.Pool, rec endpointRecor
 			continue
 		}
 		// The lease ends with the endpoint, or else when it is released.
-		if _, err := d.store.releaseAddress(pool.ID, addr); err != nil {
+		if _, _, err := d.store.leases.releaseAddress(pool.ID, addr); err != nil {
 			return err
 		}
 	}
 	return d.removeGone(ctx, rec)
+}
+
+// parentPatience is how long the start of a container waits for the link that its
+// network needs: at boot a network card may come later than Docker.
+const parentPatience = 10 * time.Second
+
+// repairSoon is repairNetwork for a container that waits for it.
+func (d *Driver) repairSoon(ctx context.Context, net options.Network) error {
+	const step = 250 * time.Millisecond
+	for deadline := d.now().Add(parentPatience); ; {
+		err := d.repairNetwork(ctx, net)
+		if !errdefs.IsNotFound(err) || !net.OnLAN() || d.now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(step):
+		}
+	}
 }
 
 // repairNetwork makes a network and the endpoints that have a link as they should
@@ -191,7 +223,7 @@ func (d *Driver) repairNetwork(ctx context.Context, net options.Network) error {
 		return err
 	}
 	d.setBroken(net.ID, true)
-	if err := d.bridge.EnsureNetwork(ctx, net); err != nil {
+	if err := d.mode(net).EnsureNetwork(ctx, net); err != nil {
 		return err
 	}
 	var errs []error
@@ -200,7 +232,7 @@ func (d *Driver) repairNetwork(ctx context.Context, net options.Network) error {
 		if _, ok := links[rec.Spec.ID]; !ok || rec.Phase != phaseReady {
 			continue
 		}
-		errs = append(errs, during("endpoint "+short(rec.Spec.ID), d.bridge.EnsureEndpoint(ctx, net, rec.Spec)))
+		errs = append(errs, during("endpoint "+short(rec.Spec.ID), d.mode(net).EnsureEndpoint(ctx, net, rec.Spec)))
 		d.repairPorts(ctx, net, rec)
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -27,7 +27,7 @@ type dockerNet struct {
 // back after an error.
 func (e *testEnv) createNetwork(name, subnet string, opts map[string]any) (*dockerNet, error) {
 	ctx := e.t.Context()
-	pool, err := e.ipam.RequestPool(ctx, &ipam.RequestPoolRequest{AddressSpace: localSpace, Pool: subnet})
+	pool, err := e.ipam.RequestPool(ctx, &ipam.RequestPoolRequest{AddressSpace: localSpace, Pool: subnet, Options: e.poolOpts})
 	if err != nil {
 		return nil, err
 	}

@@ -12,9 +12,11 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/sirupsen/logrus"
 
+	"github.com/berth-plugin/berth/netplugin/dhcp"
 	"github.com/berth-plugin/berth/netplugin/ipam"
 	"github.com/berth-plugin/berth/netplugin/link"
 	"github.com/berth-plugin/berth/netplugin/options"
+	"github.com/berth-plugin/berth/netplugin/probe"
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/shared/keylock"
 	"github.com/berth-plugin/berth/shared/pluginapi"
@@ -66,8 +68,12 @@ type Mode interface {
 
 // Links is what the driver asks the host. *link.Handle has it.
 type Links interface {
-	// Owned lists all links of Berth.
+	// Owned lists all links of Berth on the host.
 	Owned() ([]link.Link, error)
+	// Get returns the link of a name; ok is false when there is none.
+	Get(name string) (l link.Link, ok bool, err error)
+	// Elsewhere lists the links of endpoints that are in other namespaces.
+	Elsewhere() ([]link.Link, error)
 	// Routes lists the destinations the host knows a way to.
 	Routes() ([]link.Route, error)
 	// Delete removes a link of this owner.
@@ -76,14 +82,26 @@ type Links interface {
 	Watch(ctx context.Context, fn func(link.Event)) error
 }
 
-// A Config is what a Driver works with. State, Log, Links and Bridge are needed.
+// A Config is what a Driver works with. State, LeaseLog, Log, Links, Bridge and LAN are needed.
 type Config struct {
 	// State holds the records; see OpenState. The driver does not close it.
 	State *state.DB
-	Log   *logrus.Entry
-	Links Links
-	// Bridge makes networks of the mode bridge.
-	Bridge Mode
+	// LeaseLog is the file of pools and addresses; see shared/journal for what lies
+	// beside it.
+	LeaseLog string
+	Log      *logrus.Entry
+	Links    Links
+	// Bridge makes networks of the mode bridge, LAN those of macvlan and ipvlan.
+	Bridge, LAN Mode
+	// Prober asks on LANs for addresses before they are given out; nil asks nobody.
+	// Its Ours is Driver.OwnMAC. The driver does not close it.
+	Prober *probe.Prober
+	// DHCP takes addresses from DHCP servers; nil takes none. It notifies
+	// Driver.HearDHCP. The driver does not close it.
+	DHCP *dhcp.Manager
+	// KeyByMAC keeps addresses for MAC addresses instead of names of containers; see
+	// IPAMCapabilities.
+	KeyByMAC bool
 	// Supernets are where automatic pools come from, first the user's; a
 	// family without any gets the defaults of netplugin/ipam.
 	Supernets []ipam.Supernet
@@ -101,9 +119,17 @@ type Driver struct {
 	log       *logrus.Entry
 	links     Links
 	bridge    Mode
+	lan       Mode
 	resolvers string
 	now       func() time.Time
 	store     *store
+	prober    *probe.Prober
+	spares    *probe.Spares
+	dhcp      *dhcp.Manager
+	partings  *partings
+	keyByMAC  bool
+	// host tells this host's clients from others' at DHCP servers.
+	host string
 	// locks has one lock for each network ID, held over a whole call.
 	locks *keylock.Locker
 
@@ -117,15 +143,25 @@ type Driver struct {
 	// unserved are the endpoints of which some ports are not published, since
 	// somebody else has them. Guarded by mu.
 	unserved map[string]bool
+	// watched end the watch for strangers on the LAN of a pool. Guarded by mu.
+	watched map[string]func()
+	// macs counts the endpoints on LANs by their MAC address. Guarded by mu.
+	macs map[string]int
+	// requesting are the clients for whom a DHCP server is being asked, see clientOf.
+	// Guarded by mu.
+	requesting map[string]bool
+	// conflicts counts addresses that somebody else on the LAN was found to have.
+	conflicts atomic.Int64
 	// collected counts endpoints that were removed because their container was
 	// gone.
 	collected atomic.Int64
 }
 
-// New reads the records. The error is unavailable when they are damaged.
+// New reads the records. The error is unavailable when they are damaged. The driver
+// is to be closed.
 func New(cfg Config) (*Driver, error) {
-	if cfg.State == nil || cfg.Log == nil || cfg.Links == nil || cfg.Bridge == nil {
-		return nil, errors.New("network driver: State, Log, Links and Bridge are needed")
+	if cfg.State == nil || cfg.LeaseLog == "" || cfg.Log == nil || cfg.Links == nil || cfg.Bridge == nil || cfg.LAN == nil {
+		return nil, errors.New("network driver: State, LeaseLog, Log, Links, Bridge and LAN are needed")
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -133,14 +169,15 @@ func New(cfg Config) (*Driver, error) {
 	if cfg.Random == nil {
 		cfg.Random = random()
 	}
-	records, err := openStore(cfg.State, cfg.Supernets, cfg.Now, cfg.Random)
+	records, err := openStore(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &Driver{
+	d := &Driver{
 		log:       cfg.Log,
 		links:     cfg.Links,
 		bridge:    cfg.Bridge,
+		lan:       cfg.LAN,
 		resolvers: cfg.Resolvers,
 		now:       cfg.Now,
 		store:     records,
@@ -148,7 +185,32 @@ func New(cfg Config) (*Driver, error) {
 		broken:    make(map[string]bool),
 		dead:      make(map[string]time.Time),
 		unserved:  make(map[string]bool),
-	}, nil
+
+		prober: cfg.Prober, dhcp: cfg.DHCP, keyByMAC: cfg.KeyByMAC, host: records.host.ULA.String(),
+		watched: make(map[string]func()), macs: make(map[string]int), requesting: make(map[string]bool),
+	}
+	d.partings = newPartings(d.release)
+	if d.prober != nil {
+		d.spares = probe.NewSpares(d.prober)
+	}
+	return d, nil
+}
+
+// Close ends what New has begun, when all calls have ended.
+func (d *Driver) Close() error {
+	var err error
+	if d.spares != nil {
+		err = d.spares.Close()
+	}
+	d.mu.Lock()
+	watched := d.watched
+	d.watched = nil
+	d.mu.Unlock()
+	for _, stop := range watched {
+		stop()
+	}
+	d.partings.close()
+	return errors.Join(err, d.store.leases.close())
 }
 
 // Network returns the side of the driver that answers NetworkDriver.*.

@@ -37,7 +37,7 @@ func TestLifeOfAContainer(t *testing.T) {
 	assert.Equal(t, n.pool, "10.208.0.0/24")
 	assert.Equal(t, n.gateway, "10.208.0.1/24")
 	e.healthy()
-	bound, ok := e.d.store.pool(n.poolID)
+	bound, ok := e.d.store.leases.pool(n.poolID)
 	assert.Assert(t, ok && bound.Network == n.id, "after a restart the pool belongs to nobody: %+v", bound)
 
 	c := mustRun(t, e, n, "c1", "")
@@ -275,7 +275,7 @@ func TestPoolsAreRequestedLikeDockerdDoesIt(t *testing.T) {
 		{ipam.RequestPoolRequest{AddressSpace: globalSpace}, "networks of a swarm are not supported yet"},
 		{ipam.RequestPoolRequest{AddressSpace: localSpace, Pool: "10.1.0.0"}, `subnet "10.1.0.0": want an address and a prefix length`},
 		{ipam.RequestPoolRequest{AddressSpace: localSpace, Pool: "10.1.0.0/24", SubPool: "x"}, `range "x": want`},
-		{ipam.RequestPoolRequest{AddressSpace: localSpace, Options: map[string]string{"quarantine": "1h"}}, `unknown IPAM option "quarantine"`},
+		{ipam.RequestPoolRequest{AddressSpace: localSpace, Options: map[string]string{"quarantin": "1h"}}, `unknown IPAM option "quarantin": did you mean quarantine?`},
 		{ipam.RequestPoolRequest{AddressSpace: localSpace, Pool: "10.1.0.0/24", V6: true}, "other address family"},
 	} {
 		_, err := e.ipam.RequestPool(ctx, &tc.req)

@@ -1,6 +1,7 @@
 package netplugin
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/netip"
@@ -9,6 +10,7 @@ import (
 	"github.com/docker/go-plugins-helpers/network"
 	"github.com/sirupsen/logrus"
 
+	"github.com/berth-plugin/berth/netplugin/ipam"
 	"github.com/berth-plugin/berth/netplugin/options"
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/shared/pluginapi"
@@ -30,14 +32,12 @@ func (d *Driver) CreateEndpoint(ctx context.Context, req *network.CreateEndpoint
 	if err != nil {
 		return nil, err
 	}
-	if spec.MAC == nil {
-		spec.MAC = options.GenerateMAC(spec)
-	}
+	d.chooseMAC(net.Spec, &spec)
 	if err := d.createEndpoint(ctx, net.Spec, spec, warnings); err != nil {
 		return nil, err
 	}
 	// dockerd takes it for an error when a field that it gave comes back.
-	if req.Interface != nil && req.Interface.MacAddress != "" {
+	if spec.MAC == nil || req.Interface != nil && req.Interface.MacAddress != "" {
 		return &network.CreateEndpointResponse{}, nil
 	}
 	return &network.CreateEndpointResponse{
@@ -59,7 +59,7 @@ func (d *Driver) createEndpoint(ctx context.Context, net options.Network, spec o
 		return err
 	}
 	if d.isBroken(net.ID) {
-		if err := d.repairNetwork(ctx, net); err != nil {
+		if err := d.repairSoon(ctx, net); err != nil {
 			return err
 		}
 	}
@@ -67,7 +67,8 @@ func (d *Driver) createEndpoint(ctx context.Context, net options.Network, spec o
 	if err != nil {
 		return err
 	}
-	err = d.bridge.EnsureEndpoint(ctx, net, rec.Spec)
+	d.countMAC(net, rec.Spec, 1)
+	err = d.mode(net).EnsureEndpoint(ctx, net, rec.Spec)
 	if err == nil {
 		err = d.store.setEndpointPhase(rec.Spec, phaseReady)
 	}
@@ -77,6 +78,39 @@ func (d *Driver) createEndpoint(ctx context.Context, net options.Network, spec o
 	undo, cancel := undoContext(ctx)
 	defer cancel()
 	return errors.Join(err, during("undo", d.removeEndpoint(undo, net, rec)))
+}
+
+// chooseMAC gives an endpoint the MAC address that its address was leased for, or one
+// that depends on nothing but its network and address, if it needs one.
+func (d *Driver) chooseMAC(net options.Network, spec *options.Endpoint) {
+	var leased ipam.Lease
+	for _, addr := range addresses(*spec) {
+		if lease, ok := d.store.leases.leaseOf(net.ID, addr); ok && lease.MAC != nil {
+			leased = lease
+		}
+	}
+	switch {
+	case spec.MAC != nil && leased.MAC != nil && !bytes.Equal(spec.MAC, leased.MAC):
+		d.log.WithFields(logrus.Fields{"network": net.ID, "address": leased.Addr, "mac": leased.MAC}).
+			Warn("the DHCP server knows the address by another MAC address than the container's: BERTH_IPAM_KEY=mac lets it know the container's")
+	case spec.MAC != nil || net.SharesMAC():
+	case leased.MAC != nil:
+		spec.MAC = leased.MAC
+	default:
+		spec.MAC = options.GenerateMAC(*spec)
+	}
+}
+
+// countMAC notes that there is an endpoint more or less on a LAN.
+func (d *Driver) countMAC(net options.Network, spec options.Endpoint, by int) {
+	if !net.OnLAN() || spec.MAC == nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.macs[string(spec.MAC)] += by; d.macs[string(spec.MAC)] <= 0 {
+		delete(d.macs, string(spec.MAC))
+	}
 }
 
 // sameEndpoint compares a repeated request with what was recorded.
@@ -159,12 +193,15 @@ func (d *Driver) removeEndpoint(ctx context.Context, net options.Network, rec en
 			return err
 		}
 	}
-	if err := d.removed(d.bridge.RemoveEndpoint(ctx, net, rec.Spec)); err != nil {
+	if err := d.removed(d.mode(net).RemoveEndpoint(ctx, net, rec.Spec)); err != nil {
 		return err
 	}
 	d.alive(rec.Spec.ID)
 	d.setUnserved(rec.Spec.ID, false)
-	return d.store.dropEndpoint(rec.Spec)
+	d.countMAC(net, rec.Spec, -1)
+	ended, err := d.store.dropEndpoint(rec.Spec)
+	d.giveBack(ended)
+	return err
 }
 
 // EndpointInfo answers NetworkDriver.EndpointOperInfo. Engines before 28.0.2 fail
@@ -201,23 +238,18 @@ func (d *Driver) Join(ctx context.Context, req *network.JoinRequest) (*pluginapi
 		GatewayIPv6:  gateway(net.Spec, rec.Spec.IPv6),
 		StaticRoutes: staticRoutes(net.Spec, rec.Spec),
 	}
-	// Without this dockerd connects the container to its docker_gwbridge,
-	// which nobody asked for.
-	resp.DisableGatewayService = resp.Gateway == "" && resp.GatewayIPv6 == ""
+	// Without this dockerd connects the container to its docker_gwbridge.
+	resp.DisableGatewayService = resp.Gateway == "" && resp.GatewayIPv6 == "" && !net.Spec.WantsGatewayBridge()
 	return resp, nil
 }
 
 // gateway is the gateway for an address, "" for none. dockerd installs one on
 // internal networks too, if it is told one.
 func gateway(net options.Network, addr netip.Prefix) string {
-	if net.Internal || !addr.IsValid() {
-		return ""
+	if gw := net.GatewayOf(addr.Addr()); gw.IsValid() {
+		return gw.String()
 	}
-	subnet, ok := net.SubnetOf(addr.Addr())
-	if !ok || !subnet.DefaultGateway().IsValid() {
-		return ""
-	}
-	return subnet.DefaultGateway().String()
+	return ""
 }
 
 // staticRoutes are the routes that the endpoint gets beside its gateway. Engine 26

@@ -17,6 +17,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"gotest.tools/v3/assert"
 
+	"github.com/berth-plugin/berth/netplugin/ipam"
 	"github.com/berth-plugin/berth/netplugin/link"
 	"github.com/berth-plugin/berth/netplugin/options"
 	"github.com/berth-plugin/berth/shared/fault"
@@ -309,6 +310,12 @@ func (h *testHost) Owned() ([]link.Link, error) {
 	return links, nil
 }
 
+func (h *testHost) Get(name string) (link.Link, bool, error) {
+	return link.Link{Name: name}, name == "eth1", nil
+}
+
+func (h *testHost) Elsewhere() ([]link.Link, error) { return nil, nil }
+
 func (h *testHost) Routes() ([]link.Route, error) { return h.routes, nil }
 
 func (h *testHost) Delete(name string, owner link.Owner) error {
@@ -348,22 +355,28 @@ type testEnv struct {
 	host *testHost
 	// mode and links are the host's, or the kernel's.
 	mode  Mode
+	lan   func() Mode
 	links Links
 	// move puts a link into a container, as dockerd does after Join.
 	move func(c *container, src string) error
-	path string
-	t0   time.Time
-	db   *state.DB
-	d    *Driver
-	net  pluginapi.NetworkDriver
-	ipam pluginapi.IPAMDriver
-	seed byte
+	// with completes the Config of each daemon, nil does nothing.
+	with func(*Config)
+	// poolOpts are the --ipam-opt of networks.
+	poolOpts map[string]string
+	path     string
+	t0       time.Time
+	db       *state.DB
+	d        *Driver
+	net      pluginapi.NetworkDriver
+	ipam     pluginapi.IPAMDriver
+	seed     byte
 }
 
 func newEnv(t testing.TB) *testEnv {
 	t.Helper()
 	host := newTestHost()
-	e := newEnvOn(t, host, host)
+	other := newTestHost()
+	e := newEnvOn(t, host, func() Mode { return other }, host)
 	e.host = host
 	e.move = func(c *container, src string) error {
 		host.mu.Lock()
@@ -379,11 +392,11 @@ func newEnv(t testing.TB) *testEnv {
 }
 
 // newEnvOn starts a daemon for the first time.
-func newEnvOn(t testing.TB, mode Mode, links Links) *testEnv {
+func newEnvOn(t testing.TB, mode Mode, lan func() Mode, links Links) *testEnv {
 	t.Helper()
-	e := &testEnv{t: t, mode: mode, links: links, path: filepath.Join(t.TempDir(), "net.db"), t0: time.Unix(1_700_000_000, 0)}
+	e := &testEnv{t: t, mode: mode, lan: lan, links: links, path: filepath.Join(t.TempDir(), "net.db"), t0: time.Unix(1_700_000_000, 0)}
 	e.start()
-	t.Cleanup(func() { assert.Check(t, e.db.Close()) })
+	t.Cleanup(func() { assert.Check(t, errors.Join(e.d.Close(), e.db.Close())) })
 	return e
 }
 
@@ -398,10 +411,14 @@ func (e *testEnv) start() {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	e.seed++
-	e.d, err = New(Config{
-		State: e.db, Log: logrus.NewEntry(log), Links: e.links, Bridge: e.mode,
+	cfg := Config{
+		State: e.db, LeaseLog: e.path + ".leases", Log: logrus.NewEntry(log), Links: e.links, Bridge: e.mode, LAN: e.lan(),
 		Now: e.now, Random: rand.NewChaCha8([32]byte{e.seed}),
-	})
+	}
+	if e.with != nil {
+		e.with(&cfg)
+	}
+	e.d, err = New(cfg)
 	assert.NilError(e.t, err)
 	e.net, e.ipam = e.d.Network(), e.d.IPAM()
 	assert.NilError(e.t, e.d.Recover(e.t.Context()))
@@ -410,7 +427,7 @@ func (e *testEnv) start() {
 // restart ends the daemon, however it is, and starts another one.
 func (e *testEnv) restart() {
 	e.t.Helper()
-	assert.NilError(e.t, e.db.Close())
+	assert.NilError(e.t, errors.Join(e.d.Close(), e.db.Close()))
 	e.start()
 }
 
@@ -454,12 +471,14 @@ func (e *testEnv) problems() []string {
 			if have := e.host.reserved[epID]; e.host.moved[epID] && !slices.Equal(have, ep.Spec.Ports) {
 				add("endpoint %s holds %v, recorded are %v", short(epID), have, ep.Spec.Ports)
 			}
-			for _, pool := range s.alloc.PoolsOf(id) {
-				for _, addr := range addresses(ep.Spec) {
-					if l, ok := s.alloc.Lease(pool.ID, addr); !ok || l.Endpoint != epID {
+			for _, addr := range addresses(ep.Spec) {
+				view(s.leases, func(a *ipam.Allocator) (none struct{}) {
+					pool, ok := a.Find(id, addr)
+					if l, leased := a.Lease(pool.ID, addr); ok && (!leased || l.Endpoint != epID) {
 						add("endpoint %s has no lease of %s: %+v", short(epID), addr, l)
 					}
-				}
+					return none
+				})
 			}
 		}
 	}
@@ -513,10 +532,9 @@ func (e *testEnv) empty() {
 	count := 0
 	assert.NilError(e.t, e.db.View(func(tx *state.Tx) error {
 		return errors.Join(
-			e.d.store.b.pools.Each(tx, func(string, poolRecord) error { count++; return nil }),
-			e.d.store.b.leases.Each(tx, func(string, leaseRecord) error { count++; return nil }),
 			e.d.store.b.endpoints.Each(tx, func(string, endpointRecord) error { count++; return nil }),
 		)
 	}))
+	count += len(view(e.d.store.leases, (*ipam.Allocator).Pools))
 	assert.Equal(e.t, count, 0, "records are left")
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/berth-plugin/berth/netplugin/bridge"
 	"github.com/berth-plugin/berth/netplugin/firewall"
 	"github.com/berth-plugin/berth/netplugin/hostport"
+	"github.com/berth-plugin/berth/netplugin/lan"
 	"github.com/berth-plugin/berth/netplugin/link"
 	"github.com/berth-plugin/berth/shared/testkit"
 )
@@ -32,7 +33,7 @@ func kernelEnv(t *testing.T) (*testEnv, *testkit.Netns, map[string]*testkit.Netn
 	ports, err := hostport.New(hostport.Options{NetNS: ns.File()})
 	assert.NilError(t, err)
 	t.Cleanup(func() { assert.Check(t, ports.Close()) })
-	e := newEnvOn(t, bridge.New(links, rules, ports), links)
+	e := newEnvOn(t, bridge.New(links, rules, ports), func() Mode { return lan.New(links) }, links)
 	sandboxes := make(map[string]*testkit.Netns)
 	e.move = func(c *container, src string) error {
 		sandbox := testkit.NewNetns(t)

@@ -2,9 +2,6 @@ package netplugin
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/berth-plugin/berth/netplugin/ipam"
-	"github.com/berth-plugin/berth/shared/state"
 )
 
 // What the driver measures, beside the calls that shared/pluginapi counts.
@@ -23,6 +20,8 @@ var (
 		"Endpoints that were removed because their container was gone, since berthd started.", nil, nil)
 	poolsDesc = prometheus.NewDesc("berth_pools",
 		"Address pools by family.", []string{"family"}, nil)
+	conflictsDesc = prometheus.NewDesc("berth_address_conflicts_total",
+		"Addresses that somebody else on the LAN was found to have, since berthd started.", nil, nil)
 	leasesDesc = prometheus.NewDesc("berth_leases",
 		"Addresses in use by family of their pool.", []string{"family"}, nil)
 )
@@ -34,7 +33,7 @@ type collector struct{ d *Driver }
 
 // Describe sends all descriptions.
 func (c collector) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{networksDesc, endpointsDesc, goneDesc, portsDesc, unservedDesc, collectedDesc, poolsDesc, leasesDesc} {
+	for _, desc := range []*prometheus.Desc{networksDesc, endpointsDesc, goneDesc, portsDesc, unservedDesc, collectedDesc, poolsDesc, leasesDesc, conflictsDesc} {
 		descs <- desc
 	}
 }
@@ -56,11 +55,9 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 	gauge(unservedDesc, count.unserved)
 	metrics <- prometheus.MustNewConstMetric(collectedDesc, prometheus.CounterValue, float64(c.d.collected.Load()))
 
-	pools, leases, err := c.d.store.countAddresses()
-	if err != nil {
-		metrics <- prometheus.NewInvalidMetric(leasesDesc, err)
-		return
-	}
+	metrics <- prometheus.MustNewConstMetric(conflictsDesc, prometheus.CounterValue, float64(c.d.conflicts.Load()))
+
+	pools, leases := c.d.store.leases.countAddresses()
 	for family := range pools {
 		gauge(poolsDesc, pools[family], family)
 		gauge(leasesDesc, leases[family], family)
@@ -106,28 +103,21 @@ func (d *Driver) count() counts {
 	return c
 }
 
-// countAddresses counts pools and leases by family, "ipv4" and "ipv6". It reads the
-// file, so that no request waits for it.
-func (s *store) countAddresses() (pools, leases map[string]int, _ error) {
+// countAddresses counts pools and leases by family, "ipv4" and "ipv6".
+func (s *leaseStore) countAddresses() (pools, leases map[string]int) {
 	pools = map[string]int{"ipv4": 0, "ipv6": 0}
 	leases = map[string]int{"ipv4": 0, "ipv6": 0}
-	family := func(is4 bool) string {
-		if is4 {
-			return "ipv4"
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, pool := range s.alloc.Pools() {
+		family := "ipv6"
+		if pool.Prefix.Addr().Is4() {
+			family = "ipv4"
 		}
-		return "ipv6"
+		pools[family]++
+		if stats, ok := s.alloc.Stats(pool.ID); ok {
+			leases[family] += int(stats.Used)
+		}
 	}
-	return pools, leases, s.db.View(func(tx *state.Tx) error {
-		err := s.b.pools.Each(tx, func(_ string, pool ipam.Pool) error {
-			pools[family(pool.Prefix.Addr().Is4())]++
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		return s.b.leases.Each(tx, func(_ string, rec leaseRecord) error {
-			leases[family(rec.Lease.Addr.Is4())]++
-			return nil
-		})
-	})
+	return pools, leases
 }

@@ -60,18 +60,25 @@ func (d *Driver) CreateNetwork(ctx context.Context, req *network.CreateNetworkRe
 	}
 	d.warn(warnings, logrus.Fields{"network": spec.ID})
 
-	if spec, err = d.bridge.Adopt(ctx, spec); err != nil {
+	// What is known about links of Berth's own says more than a look at the host.
+	if err := d.store.checkUplink(spec); err != nil {
+		return err
+	}
+	if spec, err = d.mode(spec).Adopt(ctx, spec); err != nil {
 		return err
 	}
 	rec, err := d.addNetwork(ctx, spec, req)
 	if err != nil {
 		return err
 	}
-	err = d.bridge.EnsureNetwork(ctx, rec.Spec)
+	err = d.mode(spec).EnsureNetwork(ctx, rec.Spec)
 	if err == nil {
 		err = d.store.setNetworkPhase(spec.ID, phaseReady)
 	}
 	if err == nil {
+		for _, pool := range rec.Pools {
+			d.watchPool(pool)
+		}
 		return nil
 	}
 	undo, cancel := undoContext(ctx)
@@ -80,17 +87,24 @@ func (d *Driver) CreateNetwork(ctx context.Context, req *network.CreateNetworkRe
 }
 
 // addNetwork records the network, in the place of networks that dockerd must have
-// removed: one IPAM driver does not give out an address twice.
+// removed: one IPAM driver does not give out an address twice, except on LANs.
 func (d *Driver) addNetwork(ctx context.Context, spec options.Network, req *network.CreateNetworkRequest) (networkRecord, error) {
 	space := ""
 	if data := slices.Concat(req.IPv4Data, req.IPv6Data); len(spec.Subnets) > 0 {
 		space = data[0].AddressSpace
 	}
 	for {
-		rec, err := d.store.addNetwork(spec, space, d.poolsOf(spec, req))
+		pools, err := d.poolsOf(spec, req)
+		if err != nil {
+			return networkRecord{}, err
+		}
+		rec, err := d.store.addNetwork(spec, space, pools)
 		var overlap *overlapError
 		if !errors.As(err, &overlap) {
 			return rec, err
+		}
+		if other, ok := d.store.network(overlap.network); spec.OnLAN() || ok && other.Spec.OnLAN() {
+			return networkRecord{}, err
 		}
 		removed, removeErr := d.removeForgotten(ctx, overlap.network, space)
 		if !removed || removeErr != nil {
@@ -134,7 +148,7 @@ func (d *Driver) removeForgotten(ctx context.Context, id, space string) (removed
 }
 
 // poolsOf returns Berth's pools that the network was given.
-func (d *Driver) poolsOf(spec options.Network, req *network.CreateNetworkRequest) []ipam.Pool {
+func (d *Driver) poolsOf(spec options.Network, req *network.CreateNetworkRequest) ([]ipam.Pool, error) {
 	ours := make(map[netip.Prefix]bool)
 	for _, list := range [][]*network.IPAMData{req.IPv4Data, req.IPv6Data} {
 		for _, data := range list {
@@ -150,11 +164,19 @@ func (d *Driver) poolsOf(spec options.Network, req *network.CreateNetworkRequest
 		if !ours[subnet.Pool] {
 			continue
 		}
-		if pool, ok := d.store.unboundPool(subnet.Pool); ok {
-			pools = append(pools, pool)
+		pool, ok, err := d.store.leases.unboundPool(spec, subnet.Pool)
+		if err != nil {
+			return nil, err
 		}
+		if !ok {
+			continue
+		}
+		if err := checkDHCP(spec, pool); err != nil {
+			return nil, err
+		}
+		pools = append(pools, pool)
 	}
-	return pools
+	return pools, nil
 }
 
 // sameNetwork compares a repeated request with what was recorded.
@@ -163,7 +185,7 @@ func sameNetwork(rec networkRecord, spec options.Network) error {
 		spec.Bridge = rec.Spec.Bridge
 	}
 	// What Adopt has added, which depends on the host at that time.
-	spec.Adopted, spec.AdoptedAddrs = rec.Spec.Adopted, rec.Spec.AdoptedAddrs
+	spec.Adopted, spec.AdoptedAddrs, spec.UplinkUp = rec.Spec.Adopted, rec.Spec.AdoptedAddrs, rec.Spec.UplinkUp
 	if spec.MTU == 0 {
 		spec.MTU = rec.Spec.MTU
 	}
@@ -202,11 +224,17 @@ func (d *Driver) removeNetwork(ctx context.Context, rec networkRecord) error {
 			return err
 		}
 	}
-	if err := d.removed(d.bridge.RemoveNetwork(ctx, rec.Spec)); err != nil {
+	d.lastWords(rec.Pools)
+	if err := d.removed(d.mode(rec.Spec).RemoveNetwork(ctx, rec.Spec)); err != nil {
 		return err
 	}
 	d.setBroken(rec.Spec.ID, false)
-	return d.store.dropNetwork(rec.Spec.ID, complete)
+	for _, pool := range rec.Pools {
+		d.unwatchPool(pool.ID)
+	}
+	ended, err := d.store.dropNetwork(rec.Spec.ID, complete)
+	d.giveBackNow(ended)
+	return err
 }
 
 // DiscoverNew answers NetworkDriver.DiscoverNew: other nodes are of no interest

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -28,6 +29,7 @@ const (
 	optRequestType  = "RequestAddressType"
 	requestGateway  = "com.docker.network.gateway"
 	optEndpointName = "com.docker.network.endpoint.name"
+	optEndpointMAC  = "com.docker.network.endpoint.macaddress"
 )
 
 func random() io.Reader { return rand.Reader }
@@ -37,7 +39,7 @@ func (d *Driver) RequestPool(ctx context.Context, req *dockeripam.RequestPoolReq
 	if req.AddressSpace != localSpace {
 		return nil, fault.Invalid("address space %q: want %s; networks of a swarm are not supported yet", req.AddressSpace, localSpace)
 	}
-	warnings, err := options.CheckPool(req.Options)
+	opts, warnings, err := options.ParsePool(req.Options)
 	if err != nil {
 		return nil, err
 	}
@@ -45,6 +47,10 @@ func (d *Driver) RequestPool(ctx context.Context, req *dockeripam.RequestPoolReq
 	if err != nil {
 		return nil, err
 	}
+	if err := d.checkParent(opts.Parent); err != nil {
+		return nil, err
+	}
+	pool.Options = opts
 	got, reclaimed, err := d.store.requestPool(ctx, pool)
 	if err != nil {
 		return nil, err
@@ -54,6 +60,22 @@ func (d *Driver) RequestPool(ctx context.Context, req *dockeripam.RequestPoolReq
 		d.log.WithField("pool", id).Warn("subnet was requested but never used; given to a new network")
 	}
 	return &dockeripam.RequestPoolResponse{PoolID: got.ID, Pool: got.Prefix.String()}, nil
+}
+
+// checkParent refuses a link to a LAN that is not there. That of a VLAN may be made
+// later, on one that is.
+func (d *Driver) checkParent(name string) error {
+	if name == "" {
+		return nil
+	}
+	_, ok, err := d.links.Get(name)
+	if base, _, isVLAN := (options.LAN{Parent: name}).VLAN(); !ok && err == nil && isVLAN {
+		_, ok, err = d.links.Get(base)
+	}
+	if err != nil || ok {
+		return err
+	}
+	return fault.Invalid("IPAM option parent=%s: this host has no such link", name)
 }
 
 func (d *Driver) poolRequest(req *dockeripam.RequestPoolRequest) (ipam.PoolRequest, error) {
@@ -149,7 +171,10 @@ func parseResolvers(text string) []netip.Addr {
 // ReleasePool answers IpamDriver.ReleasePool. All addresses of the pool are free
 // afterwards; dockerd does not always release them one by one.
 func (d *Driver) ReleasePool(_ context.Context, req *dockeripam.ReleasePoolRequest) error {
-	return d.store.releasePool(req.PoolID)
+	d.unwatchPool(req.PoolID)
+	ended, err := d.store.leases.releasePool(req.PoolID)
+	d.giveBackNow(ended)
+	return err
 }
 
 // RequestAddress answers IpamDriver.RequestAddress. The address comes back with
@@ -158,7 +183,7 @@ func (d *Driver) RequestAddress(ctx context.Context, req *dockeripam.RequestAddr
 	want := ipam.AddressRequest{
 		Pool:    req.PoolID,
 		Gateway: req.Options[optRequestType] == requestGateway,
-		Key:     req.Options[optEndpointName],
+		Key:     d.keyOf(req.Options),
 	}
 	if req.Address != "" {
 		addr, err := parseAddress(req.Address)
@@ -167,14 +192,28 @@ func (d *Driver) RequestAddress(ctx context.Context, req *dockeripam.RequestAddr
 		}
 		want.Addr = addr
 	}
-	got, err := d.store.requestAddress(ctx, want)
+	name := req.Options[optEndpointName]
+	got, err := d.requestAddress(ctx, want, name)
 	if d.makeRoom(ctx, want, err) {
-		got, err = d.store.requestAddress(ctx, want)
+		got, err = d.requestAddress(ctx, want, name)
 	}
 	if err != nil {
 		return nil, err
 	}
 	return &dockeripam.RequestAddressResponse{Address: got.String()}, nil
+}
+
+// keyOf is what an address is kept for: the container's name, where dockerd sends
+// it, or its MAC address, where that is set.
+func (d *Driver) keyOf(opts map[string]string) string {
+	if !d.keyByMAC {
+		return opts[optEndpointName]
+	}
+	mac, err := net.ParseMAC(opts[optEndpointMAC])
+	if err != nil {
+		return ""
+	}
+	return mac.String()
 }
 
 // ReleaseAddress answers IpamDriver.ReleaseAddress.
@@ -183,10 +222,13 @@ func (d *Driver) ReleaseAddress(_ context.Context, req *dockeripam.ReleaseAddres
 	if err != nil {
 		return err
 	}
-	kept, err := d.store.releaseAddress(req.PoolID, addr)
+	pool, _ := d.store.leases.pool(req.PoolID)
+	lease, kept, err := d.store.leases.releaseAddress(req.PoolID, addr)
 	if kept {
 		d.log.WithField("address", addr).Debug("address was released while an endpoint has it; it is free when the endpoint is removed")
+		return err
 	}
+	d.giveBack([]endedLease{{pool, lease}})
 	return err
 }
 

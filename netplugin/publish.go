@@ -6,6 +6,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/go-plugins-helpers/network"
+	"github.com/sirupsen/logrus"
 
 	"github.com/berth-plugin/berth/netplugin/options"
 	"github.com/berth-plugin/berth/shared/fault"
@@ -63,7 +64,11 @@ func (d *Driver) program(ctx context.Context, req *network.ProgramExternalConnec
 	if !ok || rec.Phase != phaseReady {
 		return fault.NotFound("endpoint %s is not known to Berth; start the container again", short(req.EndpointID))
 	}
-	if len(want) == 0 || net.Spec.Internal {
+	if len(want) > 0 && net.Spec.OnLAN() && !net.Spec.WantsGatewayBridge() {
+		d.log.WithFields(logrus.Fields{"network": req.NetworkID, "endpoint": req.EndpointID}).
+			Warn("ports are not published: on this network the container is reached by its own address")
+	}
+	if len(want) == 0 || !net.Spec.Publishes() {
 		if len(rec.Spec.Ports) == 0 {
 			return nil
 		}
@@ -84,7 +89,7 @@ func (d *Driver) program(ctx context.Context, req *network.ProgramExternalConnec
 // publish reserves, records and then opens ports. The caller has locked the
 // network.
 func (d *Driver) publish(ctx context.Context, net options.Network, spec options.Endpoint, want []options.PortRequest) error {
-	ports, err := d.bridge.ReservePorts(ctx, net, spec, want)
+	ports, err := d.mode(net).ReservePorts(ctx, net, spec, want)
 	if err != nil {
 		return err
 	}
@@ -92,13 +97,13 @@ func (d *Driver) publish(ctx context.Context, net options.Network, spec options.
 	if err := d.store.setPorts(spec); err != nil {
 		return err
 	}
-	return d.bridge.EnsurePorts(ctx, net, spec)
+	return d.mode(net).EnsurePorts(ctx, net, spec)
 }
 
 // removePorts ends what the endpoint publishes, on the host and in the record.
 // The caller has locked the network.
 func (d *Driver) removePorts(ctx context.Context, net options.Network, rec endpointRecord) error {
-	if err := d.bridge.RemovePorts(ctx, net, rec.Spec); err != nil {
+	if err := d.mode(net).RemovePorts(ctx, net, rec.Spec); err != nil {
 		return err
 	}
 	if len(rec.Spec.Ports) == 0 {
@@ -116,7 +121,7 @@ func (d *Driver) removePorts(ctx context.Context, net options.Network, rec endpo
 func (d *Driver) repairPorts(ctx context.Context, net options.Network, rec endpointRecord) {
 	err := error(nil)
 	if len(rec.Spec.Ports) > 0 {
-		err = d.bridge.EnsurePorts(ctx, net, rec.Spec)
+		err = d.mode(net).EnsurePorts(ctx, net, rec.Spec)
 	}
 	if d.setUnserved(rec.Spec.ID, err != nil) || err == nil {
 		return

@@ -17,16 +17,22 @@ import (
 // Version 2 added published ports, gateway modes and policies. Their zero values
 // mean what version 1 did, so nothing is migrated; but a daemon of version 1 would
 // open networks that they close, and must not read them.
-const schemaVersion = 2
+//
+// Version 3 moved pools and leases into a log of their own (see leaseStore), which
+// happens when the driver opens it.
+const schemaVersion = 3
 
 // OpenState opens the driver's records, one file for each host. The errors are
 // those of state.Open.
 func OpenState(path string) (*state.DB, error) {
 	return state.Open(path, state.Options{
 		Version:    schemaVersion,
-		Migrations: []state.Migration{func(*bolt.Tx) error { return nil }},
+		Migrations: []state.Migration{none, none},
 	})
 }
+
+// none is a migration with nothing to do.
+func none(*bolt.Tx) error { return nil }
 
 // A phase says how far a record is from what the host has.
 type phase string
@@ -49,6 +55,9 @@ type networkRecord struct {
 	// Space is the address space of the subnets, which tells the IPAM driver
 	// that gave them out; "" when there are none.
 	Space string
+	// Pools are those of Berth's that the network was made with, in case the log of
+	// addresses is damaged.
+	Pools []ipam.Pool `json:",omitempty"`
 	// Since is when the network was created.
 	Since time.Time
 }
@@ -61,11 +70,7 @@ type endpointRecord struct {
 	Since time.Time
 }
 
-// A poolRecord is an address pool. Its key is the pool ID.
-type poolRecord = ipam.Pool
-
-// A leaseRecord is an address in use. Its key is POOL ID "|" ADDRESS; pool IDs
-// have slashes in them.
+// A leaseRecord is an address in use, as version 2 stored it.
 type leaseRecord struct {
 	Pool  string
 	Lease ipam.Lease
@@ -75,29 +80,30 @@ type leaseRecord struct {
 type hostRecord struct {
 	// ULA is the /48 of automatic IPv6 pools.
 	ULA netip.Prefix
+	// LeaseLog says that there is a log of addresses.
+	LeaseLog bool `json:",omitempty"`
 }
 
 const hostKey = "host"
 
 func endpointKey(network, endpoint string) string { return network + "/" + endpoint }
 
-func leaseKey(pool string, addr netip.Addr) string { return pool + "|" + addr.String() }
-
 // buckets are all records of the driver.
 type buckets struct {
 	networks  state.Bucket[networkRecord]
 	endpoints state.Bucket[endpointRecord]
-	pools     state.Bucket[poolRecord]
-	leases    state.Bucket[leaseRecord]
 	host      state.Bucket[hostRecord]
+	// oldPools and oldLeases are those of version 2.
+	oldPools  state.Bucket[ipam.Pool]
+	oldLeases state.Bucket[leaseRecord]
 }
 
 func newBuckets() buckets {
 	return buckets{
 		networks:  state.NewBucket[networkRecord]("networks"),
 		endpoints: state.NewBucket[endpointRecord]("endpoints"),
-		pools:     state.NewBucket[poolRecord]("pools"),
-		leases:    state.NewBucket[leaseRecord]("leases"),
 		host:      state.NewBucket[hostRecord]("host"),
+		oldPools:  state.NewBucket[ipam.Pool]("pools"),
+		oldLeases: state.NewBucket[leaseRecord]("leases"),
 	}
 }

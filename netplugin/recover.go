@@ -8,6 +8,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/berth-plugin/berth/netplugin/ipam"
 	"github.com/berth-plugin/berth/netplugin/link"
 	"github.com/berth-plugin/berth/netplugin/options"
 )
@@ -46,10 +47,19 @@ func (d *Driver) Recover(ctx context.Context) error {
 	}
 	if used {
 		d.log.Error("containers run on networks that the records do not know; is this the state directory they were made with? Their links and rules are left alone")
-	} else if err := d.bridge.Restore(ctx, ready, endpoints); err != nil {
+	} else if err := d.restore(ctx, ready, endpoints); err != nil {
 		d.log.WithError(err).Error("rules of all networks could not be set at once; they are set one by one")
 	}
+	d.restoreDHCP()
 	for _, rec := range recs {
+		for _, ep := range d.store.endpoints(rec.Spec.ID) {
+			d.countMAC(rec.Spec, ep.Spec, 1)
+		}
+		if rec.Phase == phaseReady {
+			for _, pool := range view(d.store.leases, func(a *ipam.Allocator) []ipam.Pool { return a.PoolsOf(rec.Spec.ID) }) {
+				d.watchPool(pool)
+			}
+		}
 		if err := d.settle(ctx, rec.Spec.ID, true); err != nil {
 			d.log.WithError(err).WithField("network", rec.Spec.ID).Error("network could not be recovered; it is tried again")
 		}
@@ -67,12 +77,16 @@ func (d *Driver) removeOrphans() (used bool, _ error) {
 	if err != nil {
 		return false, err
 	}
+	moved, err := d.links.Elsewhere()
+	if err != nil {
+		return false, err
+	}
 	inUse := linksInUse(owned)
-	known := make(map[link.Owner]bool)
-	for _, net := range d.store.allNetworks() {
-		known[link.OfNetwork(net.Spec.ID)] = true
-		for _, ep := range d.store.endpoints(net.Spec.ID) {
-			known[link.OfEndpoint(ep.Spec.ID)] = true
+	known := d.owners()
+	for _, l := range moved {
+		if !known[l.Owner] {
+			used = true
+			d.log.WithFields(logrus.Fields{"link": l.Name, "owner": l.Owner.String()}).Warn("link of no network is in use by a container")
 		}
 	}
 	for _, l := range owned {
@@ -92,6 +106,21 @@ func (d *Driver) removeOrphans() (used bool, _ error) {
 		log.Warn("link of no network removed")
 	}
 	return used, nil
+}
+
+// owners are those that the records know.
+func (d *Driver) owners() map[link.Owner]bool {
+	known := make(map[link.Owner]bool)
+	for _, net := range d.store.allNetworks() {
+		known[link.OfNetwork(net.Spec.ID)] = true
+		if segment := net.Spec.Segment(); segment != "" {
+			known[link.OfParent(segment)] = true
+		}
+		for _, ep := range d.store.endpoints(net.Spec.ID) {
+			known[link.OfEndpoint(ep.Spec.ID)] = true
+		}
+	}
+	return known
 }
 
 // linksInUse gives the indices of endpoints whose other end is in a container, and
@@ -148,7 +177,7 @@ const (
 func (d *Driver) Run(ctx context.Context) {
 	changed := make(chan struct{}, 1)
 	var wg sync.WaitGroup
-	wg.Go(func() { d.watchBridges(ctx, changed) })
+	wg.Go(func() { d.watchLinks(ctx, changed) })
 	defer wg.Wait()
 	ticker, look := time.NewTicker(tickTime), time.NewTicker(lookTime)
 	defer ticker.Stop()
@@ -161,18 +190,27 @@ func (d *Driver) Run(ctx context.Context) {
 			d.repairDrift(ctx, anyNetwork)
 			d.tick(ctx)
 		case <-look.C:
-			d.repairDrift(ctx, func(n options.Network) bool { return n.NoICC })
+			d.repairDrift(ctx, func(n options.Network) bool { return n.NoICC || n.LAN.HostAccess })
 		case <-changed:
 			d.repairDrift(ctx, anyNetwork)
+			d.retryLANs(ctx)
 		}
 	}
 }
 
-// watchBridges sends when something has happened to a bridge that Berth would not
-// have done to a network that stays.
-func (d *Driver) watchBridges(ctx context.Context, changed chan<- struct{}) {
+// concerns reports whether something has happened to a bridge that Berth would not
+// have done to a network that stays, or anything to the link that leads to a LAN.
+func (d *Driver) concerns(e link.Event) bool {
+	if e.Link.Kind == "bridge" && !e.Removed && !e.AddressLost && e.Link.Up {
+		return false
+	}
+	return d.store.hasReady(e.Link.Name)
+}
+
+// watchLinks sends when something has happened to the links of networks.
+func (d *Driver) watchLinks(ctx context.Context, changed chan<- struct{}) {
 	err := d.links.Watch(ctx, func(e link.Event) {
-		if !e.Lost && (e.Link.Kind != "bridge" || !e.Removed && !e.AddressLost && e.Link.Up || !d.store.hasReady(e.Link.Name)) {
+		if !e.Lost && !d.concerns(e) {
 			return
 		}
 		select {
@@ -181,11 +219,27 @@ func (d *Driver) watchBridges(ctx context.Context, changed chan<- struct{}) {
 		}
 	})
 	if err != nil && ctx.Err() == nil {
-		d.log.WithError(err).Error("links are not watched: what somebody does to a bridge is only noticed every minute")
+		d.log.WithError(err).Error("links are not watched: what somebody does to a bridge or a parent is only noticed every minute")
 	}
 }
 
 func anyNetwork(options.Network) bool { return true }
+
+// retryLANs tries to repair networks that are broken, perhaps for want of a parent or
+// an uplink.
+func (d *Driver) retryLANs(ctx context.Context) {
+	for _, rec := range d.store.allNetworks() {
+		if !rec.Spec.OnLAN() || rec.Phase != phaseReady || !d.isBroken(rec.Spec.ID) {
+			continue
+		}
+		log := d.log.WithField("network", rec.Spec.ID)
+		if err := d.settle(ctx, rec.Spec.ID, true); err != nil {
+			log.WithError(err).Debug("network is still broken")
+			continue
+		}
+		log.Info("network is whole again")
+	}
+}
 
 // repairDrift makes networks of a kind whole that somebody has changed.
 func (d *Driver) repairDrift(ctx context.Context, kind func(options.Network) bool) {
@@ -213,9 +267,9 @@ func (d *Driver) drift(kind func(options.Network) bool) map[string]string {
 	if len(ready) == 0 {
 		return nil
 	}
-	found, err := d.bridge.Drift(ready)
+	found, err := d.driftOf(ready)
 	if err != nil {
-		d.log.WithError(err).Error("bridges could not be looked at")
+		d.log.WithError(err).Error("links of networks could not be looked at")
 	}
 	return found
 }
@@ -226,6 +280,9 @@ func (d *Driver) tick(ctx context.Context) {
 	if err != nil {
 		d.log.WithError(err).Error("links could not be listed")
 		return
+	}
+	if err := d.forgetDHCP(); err != nil {
+		d.log.WithError(err).Error("leases of DHCP servers that nobody uses could not be given up")
 	}
 	for _, rec := range d.store.allNetworks() {
 		err := errors.Join(

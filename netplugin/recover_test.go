@@ -302,13 +302,13 @@ func TestDamagedStateIsRefusedAndLeftAlone(t *testing.T) {
 		"network of another type": func(tx *state.Tx) error { return state.NewBucket[string]("networks").Put(tx, n.id, "what") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			assert.NilError(t, e.db.Close())
+			assert.NilError(t, errors.Join(e.d.Close(), e.db.Close()))
 			good, err := os.ReadFile(e.path)
 			assert.NilError(t, err)
 			e.db, err = OpenState(e.path)
 			assert.NilError(t, err)
 			assert.NilError(t, e.db.Update(damage))
-			_, err = New(Config{State: e.db, Log: e.d.log, Links: e.host, Bridge: e.host, Now: e.now})
+			_, err = New(Config{State: e.db, LeaseLog: e.path + ".leases", Log: e.d.log, Links: e.host, Bridge: e.host, LAN: e.lan(), Now: e.now})
 			assert.ErrorContains(t, err, "is damaged")
 			assert.Assert(t, errdefs.IsUnavailable(err), "%v", err)
 			assert.NilError(t, e.db.Close())

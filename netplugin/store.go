@@ -2,6 +2,7 @@ package netplugin
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,18 +17,19 @@ import (
 	"github.com/berth-plugin/berth/shared/state"
 )
 
-// A store is the records, in the file and in memory. A change is in the file
-// before a method returns nil, and in neither place when it returns an error.
+// A store is the records, in the files and in memory. A change is on disk before a
+// method returns nil, and in neither place when it returns an error.
 type store struct {
-	db  *state.DB
-	b   buckets
-	now func() time.Time
+	db     *state.DB
+	b      buckets
+	now    func() time.Time
+	leases *leaseStore
+	host   hostRecord
 
 	// mu is held over a decision and the transaction that stores it, so that
 	// memory and file agree. It guards all that follows.
 	mu       sync.Mutex
 	networks map[string]*networkState
-	alloc    *ipam.Allocator
 }
 
 // networkState is a network with its endpoints by ID.
@@ -37,18 +39,36 @@ type networkState struct {
 }
 
 // openStore reads all records. It makes the host's own record at the first start.
-func openStore(db *state.DB, supernets []ipam.Supernet, now func() time.Time, random io.Reader) (*store, error) {
-	s := &store{db: db, b: newBuckets(), now: now, networks: make(map[string]*networkState)}
-	host, err := s.hostRecord(random)
+func openStore(cfg Config) (*store, error) {
+	s := &store{db: cfg.State, b: newBuckets(), now: cfg.Now, networks: make(map[string]*networkState)}
+	host, err := s.hostRecord(cfg.Random)
 	if err != nil {
 		return nil, err
 	}
-	s.alloc = ipam.New(ipam.Config{
-		Supernets: ipam.DefaultSupernets(supernets, host.ULA),
-		Now:       now,
-		Random:    random,
-	})
-	return s, db.View(s.load)
+	s.host = host
+	if err := s.db.View(s.load); err != nil {
+		return nil, err
+	}
+	s.leases, err = openLeases(cfg.LeaseLog, host.LeaseLog, ipam.Config{
+		Supernets: ipam.DefaultSupernets(cfg.Supernets, host.ULA),
+		Now:       cfg.Now,
+		Random:    cfg.Random,
+	}, cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	err = s.adoptLeases()
+	if err == nil && !host.LeaseLog {
+		host.LeaseLog = true
+		err = s.db.Update(func(tx *state.Tx) error { return s.b.host.Put(tx, hostKey, host) })
+	}
+	if err == nil {
+		err = s.leases.reconcile(s.networks)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.leases.close())
+	}
+	return s, nil
 }
 
 func (s *store) hostRecord(random io.Reader) (host hostRecord, _ error) {
@@ -72,7 +92,7 @@ func (s *store) load(tx *state.Tx) error {
 	if err != nil {
 		return err
 	}
-	err = s.b.endpoints.Each(tx, func(key string, rec endpointRecord) error {
+	return s.b.endpoints.Each(tx, func(key string, rec endpointRecord) error {
 		n, ok := s.networks[rec.Spec.NetworkID]
 		if !ok {
 			return fault.Unavailable("state record endpoints/%s is damaged: there is no network %s", key, rec.Spec.NetworkID)
@@ -80,22 +100,49 @@ func (s *store) load(tx *state.Tx) error {
 		n.endpoints[rec.Spec.ID] = rec
 		return nil
 	})
-	if err != nil {
-		return err
-	}
+}
+
+// adoptLeases moves the pools and leases that versions before 3 kept in the state
+// file into the log, and tells networks which pools are theirs, as later versions do.
+// They go from the file last, so that it may be cut short.
+func (s *store) adoptLeases() error {
+	var pools []ipam.Pool
 	leases := make(map[string][]ipam.Lease)
-	err = s.b.leases.Each(tx, func(_ string, rec leaseRecord) error {
-		leases[rec.Pool] = append(leases[rec.Pool], rec.Lease)
-		return nil
+	keys := make(map[string][]string)
+	err := s.db.View(func(tx *state.Tx) error {
+		err := s.b.oldLeases.Each(tx, func(key string, rec leaseRecord) error {
+			leases[rec.Pool] = append(leases[rec.Pool], rec.Lease)
+			keys["leases"] = append(keys["leases"], key)
+			return nil
+		})
+		return errors.Join(err, s.b.oldPools.Each(tx, func(key string, pool ipam.Pool) error {
+			pools = append(pools, pool)
+			keys["pools"] = append(keys["pools"], key)
+			return nil
+		}))
 	})
-	if err != nil {
+	if err != nil || len(pools) == 0 {
 		return err
 	}
-	return s.b.pools.Each(tx, func(key string, pool ipam.Pool) error {
-		if err := s.alloc.Restore(pool, leases[key]); err != nil {
-			return fault.Unavailable("state record pools/%s is damaged: %w", key, err)
+	if err := s.leases.adoptRecords(pools, leases); err != nil {
+		return err
+	}
+	return s.db.Update(func(tx *state.Tx) error {
+		var errs []error
+		for id, n := range s.networks {
+			if n.rec.Pools != nil {
+				continue
+			}
+			n.rec.Pools = slices.DeleteFunc(slices.Clone(pools), func(p ipam.Pool) bool { return p.Network != id })
+			errs = append(errs, s.b.networks.Put(tx, id, n.rec))
 		}
-		return nil
+		for _, key := range keys["leases"] {
+			errs = append(errs, s.b.oldLeases.Delete(tx, key))
+		}
+		for _, key := range keys["pools"] {
+			errs = append(errs, s.b.oldPools.Delete(tx, key))
+		}
+		return errors.Join(errs...)
 	})
 }
 
@@ -124,13 +171,25 @@ func (s *store) allNetworks() []networkRecord {
 	return recs
 }
 
-// hasReady reports whether the bridge is that of a complete network, and so not of
-// one that Berth is making or removing at this moment.
-func (s *store) hasReady(bridge string) bool {
+// hasReady reports whether the link is the bridge or a parent of a complete network,
+// and so not of one that Berth is making or removing at this moment.
+func (s *store) hasReady(name string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, n := range s.networks {
-		if n.rec.Spec.Bridge == bridge && n.rec.Phase == phaseReady {
+		if n.rec.Phase == phaseReady && slices.Contains(linksOf(n.rec.Spec), name) {
+			return true
+		}
+	}
+	return false
+}
+
+// hasLAN reports whether a network is on a LAN.
+func (s *store) hasLAN() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range s.networks {
+		if n.rec.Spec.IsLAN() {
 			return true
 		}
 	}
@@ -179,6 +238,9 @@ func (e *overlapError) Unwrap() error { return e.error }
 func (s *store) addNetwork(spec options.Network, space string, pools []ipam.Pool) (networkRecord, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.checkUplinkLocked(spec); err != nil {
+		return networkRecord{}, err
+	}
 	if err := s.checkSubnetsLocked(spec); err != nil {
 		return networkRecord{}, err
 	}
@@ -186,29 +248,18 @@ func (s *store) addNetwork(spec options.Network, space string, pools []ipam.Pool
 	if err := s.nameBridgeLocked(&rec); err != nil {
 		return networkRecord{}, err
 	}
-	for i, pool := range pools {
-		current, ok := s.alloc.Pool(pool.ID)
-		if !ok || current.Network != "" {
-			return networkRecord{}, fault.Conflict("subnet %s was released or taken by another network meanwhile", pool.Prefix)
-		}
-		pools[i] = current
-	}
-	err := s.db.Update(func(tx *state.Tx) error {
-		for _, pool := range pools {
-			pool.Network = spec.ID
-			if err := s.b.pools.Put(tx, pool.ID, pool); err != nil {
-				return err
-			}
-		}
-		return s.b.networks.Put(tx, spec.ID, rec)
-	})
+	pools, commit, err := s.leases.bind(spec, pools)
 	if err != nil {
-		return networkRecord{}, fmt.Errorf("record network: %w", err)
+		return networkRecord{}, err
 	}
-	for _, pool := range pools {
-		if _, err := s.alloc.Bind(pool.ID, spec.ID); err != nil {
-			return networkRecord{}, err
-		}
+	rec.Pools = pools
+	err = s.db.Update(func(tx *state.Tx) error { return s.b.networks.Put(tx, spec.ID, rec) })
+	if err == nil {
+		err = s.leases.finish(context.Background(), commit, nil)
+	}
+	if err != nil {
+		s.leases.unbind(pools)
+		return networkRecord{}, fmt.Errorf("record network: %w", err)
 	}
 	s.networks[spec.ID] = &networkState{rec: rec, endpoints: make(map[string]endpointRecord)}
 	return rec, nil
@@ -216,6 +267,9 @@ func (s *store) addNetwork(spec options.Network, space string, pools []ipam.Pool
 
 func (s *store) checkSubnetsLocked(spec options.Network) error {
 	for _, id := range slices.Sorted(maps.Keys(s.networks)) {
+		if apart(spec, s.networks[id].rec.Spec) {
+			continue
+		}
 		for _, theirs := range s.networks[id].rec.Spec.Subnets {
 			for _, ours := range spec.Subnets {
 				if ours.Pool.Overlaps(theirs.Pool) {
@@ -229,9 +283,14 @@ func (s *store) checkSubnetsLocked(spec options.Network) error {
 }
 
 func (s *store) nameBridgeLocked(rec *networkRecord) error {
+	if rec.Spec.IsLAN() {
+		return nil
+	}
 	user := make(map[string]string, len(s.networks))
 	for id, n := range s.networks {
-		user[n.rec.Spec.Bridge] = id
+		if n.rec.Spec.Bridge != "" {
+			user[n.rec.Spec.Bridge] = id
+		}
 	}
 	if rec.NamedBridge {
 		if id, taken := user[rec.Spec.Bridge]; taken {
@@ -265,46 +324,32 @@ func (s *store) setNetworkPhase(id string, to phase) error {
 	return nil
 }
 
-// dropNetwork forgets a network with its endpoints. Its pools are released when
+// dropNetwork forgets a network with its endpoints and returns the leases that ended. Its pools are released when
 // the network was complete: dockerd released them before, and did not know how
 // to tell. After a failed creation dockerd still will, so they are only unbound.
-func (s *store) dropNetwork(id string, releasePools bool) error {
+func (s *store) dropNetwork(id string, releasePools bool) ([]endedLease, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n, ok := s.networks[id]
 	if !ok {
-		return nil
+		return nil, nil
 	}
-	pools := s.alloc.PoolsOf(id)
+	ended, commit := s.leases.leaveNetwork(id, releasePools)
 	err := s.db.Update(func(tx *state.Tx) error {
 		errs := []error{s.b.networks.Delete(tx, id)}
 		for endpoint := range n.endpoints {
 			errs = append(errs, s.b.endpoints.Delete(tx, endpointKey(id, endpoint)))
 		}
-		for _, pool := range pools {
-			if releasePools {
-				errs = append(errs, s.deletePool(tx, pool.ID))
-				continue
-			}
-			pool.Network = ""
-			errs = append(errs, s.b.pools.Put(tx, pool.ID, pool))
-		}
 		return errors.Join(errs...)
 	})
-	if err != nil {
-		return fmt.Errorf("forget network: %w", err)
+	if err == nil {
+		err = s.leases.finish(context.Background(), commit, nil)
 	}
-	for _, pool := range pools {
-		if releasePools {
-			s.alloc.ReleasePool(pool.ID)
-			continue
-		}
-		if _, err := s.alloc.Bind(pool.ID, ""); err != nil {
-			return err
-		}
+	if err != nil {
+		return ended, fmt.Errorf("forget network: %w", err)
 	}
 	delete(s.networks, id)
-	return nil
+	return ended, nil
 }
 
 // addEndpoint records an endpoint that is about to be made, names its links and
@@ -317,61 +362,38 @@ func (s *store) addEndpoint(spec options.Endpoint) (endpointRecord, error) {
 		return endpointRecord{}, fault.NotFound("network %s is not known to Berth", short(spec.NetworkID))
 	}
 	rec := endpointRecord{Phase: phaseCreating, Spec: spec, Since: s.now()}
-	s.nameLinksLocked(&rec.Spec)
-	var attached []leaseRecord
-	undo := func() {
-		for _, l := range attached {
-			s.alloc.Detach(l.Pool, l.Lease.Addr, spec.ID)
-		}
+	s.nameLinksLocked(&rec.Spec, n.rec.Spec.IsLAN())
+	commit, err := s.leases.attach(spec)
+	if err != nil {
+		return endpointRecord{}, err
 	}
-	for _, held := range s.heldLocked(spec) {
-		lease, err := s.alloc.Attach(held.Pool, held.Lease.Addr, spec.ID)
-		if err != nil {
-			undo()
-			return endpointRecord{}, err
-		}
-		attached = append(attached, leaseRecord{held.Pool, lease})
-	}
-	err := s.db.Update(func(tx *state.Tx) error {
-		for _, l := range attached {
-			if err := s.b.leases.Put(tx, leaseKey(l.Pool, l.Lease.Addr), l); err != nil {
-				return err
-			}
-		}
+	err = s.db.Update(func(tx *state.Tx) error {
 		return s.b.endpoints.Put(tx, endpointKey(spec.NetworkID, spec.ID), rec)
 	})
+	if err == nil {
+		err = s.leases.finish(context.Background(), commit, nil)
+	}
 	if err != nil {
-		undo()
+		s.leases.detach(spec)
 		return endpointRecord{}, fmt.Errorf("record endpoint: %w", err)
 	}
 	n.endpoints[spec.ID] = rec
 	return rec, nil
 }
 
-// heldLocked returns the pool and address of each of the endpoint's addresses
-// that comes from Berth's pools.
-func (s *store) heldLocked(spec options.Endpoint) []leaseRecord {
-	var held []leaseRecord
-	for _, pool := range s.alloc.PoolsOf(spec.NetworkID) {
-		for _, addr := range addresses(spec) {
-			if pool.Prefix.Contains(addr) {
-				held = append(held, leaseRecord{pool.ID, ipam.Lease{Addr: addr}})
-			}
-		}
-	}
-	return held
-}
-
-func (s *store) nameLinksLocked(spec *options.Endpoint) {
+func (s *store) nameLinksLocked(spec *options.Endpoint, onLAN bool) {
 	taken := make(map[string]bool)
 	for _, n := range s.networks {
-		taken[n.rec.Spec.Bridge] = true
+		taken[n.rec.Spec.Bridge] = n.rec.Spec.Bridge != ""
 		for _, other := range n.endpoints {
-			taken[other.Spec.HostLink], taken[other.Spec.ContainerLink] = true, true
+			taken[other.Spec.HostLink], taken[other.Spec.ContainerLink] = other.Spec.HostLink != "", true
 		}
 	}
 	for attempt := 0; ; attempt++ {
 		spec.HostLink, spec.ContainerLink = options.EndpointLinks(spec.ID, attempt)
+		if onLAN {
+			spec.HostLink = ""
+		}
 		if !taken[spec.HostLink] && !taken[spec.ContainerLink] {
 			return
 		}
@@ -413,49 +435,29 @@ func (s *store) changeEndpoint(spec options.Endpoint, change func(*endpointRecor
 }
 
 // dropEndpoint forgets an endpoint and takes its addresses from it. The leases
-// stay until dockerd releases them.
-func (s *store) dropEndpoint(spec options.Endpoint) error {
+// stay until dockerd releases them; those that it has released before are returned.
+func (s *store) dropEndpoint(spec options.Endpoint) ([]endedLease, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n, ok := s.networks[spec.NetworkID]
 	if !ok {
-		return nil
+		return nil, nil
 	}
 	if _, ok := n.endpoints[spec.ID]; !ok {
-		return nil
+		return nil, nil
 	}
-	held := s.heldLocked(spec)
-	before := make([]ipam.Lease, 0, len(held))
+	ended, commit := s.leases.detach(spec)
 	err := s.db.Update(func(tx *state.Tx) error {
-		for _, h := range held {
-			old, ok := s.alloc.Lease(h.Pool, h.Lease.Addr)
-			if !ok || old.Endpoint != spec.ID {
-				continue
-			}
-			before = append(before, old)
-			key := leaseKey(h.Pool, h.Lease.Addr)
-			var err error
-			if lease, kept := s.alloc.Detach(h.Pool, h.Lease.Addr, spec.ID); kept {
-				err = s.b.leases.Put(tx, key, leaseRecord{h.Pool, lease})
-			} else {
-				err = s.b.leases.Delete(tx, key)
-			}
-			if err != nil {
-				return err
-			}
-		}
 		return s.b.endpoints.Delete(tx, endpointKey(spec.NetworkID, spec.ID))
 	})
+	if err == nil {
+		err = s.leases.finish(context.Background(), commit, nil)
+	}
 	if err != nil {
-		for _, h := range held {
-			for _, old := range before {
-				if old.Addr == h.Lease.Addr {
-					s.alloc.RestoreLease(h.Pool, old)
-				}
-			}
-		}
-		return fmt.Errorf("forget endpoint: %w", err)
+		// It had them a moment ago, and dockerd has not been told otherwise.
+		_, attachErr := s.leases.attach(spec)
+		return nil, errors.Join(fmt.Errorf("forget endpoint: %w", err), attachErr)
 	}
 	delete(n.endpoints, spec.ID)
-	return nil
+	return ended, nil
 }

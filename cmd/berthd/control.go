@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -77,6 +79,12 @@ func (d *daemon) examine(ctx context.Context) []control.Finding {
 		}
 		in.Links, in.Firewall = p.links, p.rules
 		in.Bridges, in.IPv6, in.PublishedPorts, in.Leftovers = facts.Bridges, facts.IPv6, facts.PublishedPorts, facts.Leftovers
+		for _, name := range slices.Sorted(maps.Keys(facts.Parents)) {
+			in.Parents = append(in.Parents, doctor.Parent{Name: name, OwnMACs: facts.Parents[name]})
+		}
+		for _, name := range facts.Uplinks {
+			in.Parents = append(in.Parents, doctor.Parent{Name: name, OwnMACs: true, OfBridge: true})
+		}
 		return doctor.Run(ctx, in)
 	}
 	links, err := link.Open(link.Options{SysctlRoot: d.settings.SysctlDir})
@@ -93,7 +101,7 @@ func (d *daemon) examine(ctx context.Context) []control.Finding {
 func (d *daemon) inForce() []control.Setting {
 	if d.settingsErr != nil {
 		var set []control.Setting
-		for _, name := range []string{settings.EnvLogLevel, settings.EnvPools, settings.EnvScope, settings.EnvMetricsAddr, settings.EnvSysctlDir} {
+		for _, name := range []string{settings.EnvLogLevel, settings.EnvPools, settings.EnvIPAMKey, settings.EnvScope, settings.EnvMetricsAddr, settings.EnvSysctlDir} {
 			set = append(set, control.Setting{Name: name, Value: os.Getenv(name)})
 		}
 		return set
@@ -101,7 +109,7 @@ func (d *daemon) inForce() []control.Setting {
 	s := d.settings
 	set := []control.Setting{{Name: settings.EnvLogLevel, Value: s.LogLevel.String()}}
 	if d.network {
-		set = append(set, control.Setting{Name: settings.EnvPools, Value: s.Pools})
+		set = append(set, control.Setting{Name: settings.EnvPools, Value: s.Pools}, control.Setting{Name: settings.EnvIPAMKey, Value: s.IPAMKey})
 	}
 	if d.volume {
 		set = append(set, control.Setting{Name: settings.EnvScope, Value: s.Scope})

@@ -46,6 +46,7 @@ func TestSettingsInForceAreListed(t *testing.T) {
 	}
 	d := testDaemon(t, func(string) string { return "" })
 	assert.Equal(t, value(d, settings.EnvLogLevel), "info", "a default is in force too")
+	assert.Equal(t, value(d, settings.EnvIPAMKey), "name")
 	assert.Equal(t, value(d, settings.EnvSysctlDir), "/proc/sys/net")
 
 	// One that is wrong keeps all services from starting, and is shown as it is.
@@ -85,9 +86,10 @@ func TestDashboardNamesMetricsThatExist(t *testing.T) {
 	assert.NilError(t, err)
 	defer func() { assert.NilError(t, db.Close()) }()
 	driver, err := netplugin.New(netplugin.Config{
-		State: db, Log: d.log, Links: struct{ netplugin.Links }{}, Bridge: struct{ netplugin.Mode }{},
+		State: db, LeaseLog: filepath.Join(t.TempDir(), "leases.log"), Log: d.log, Links: struct{ netplugin.Links }{}, Bridge: struct{ netplugin.Mode }{}, LAN: struct{ netplugin.Mode }{},
 	})
 	assert.NilError(t, err)
+	defer func() { assert.NilError(t, driver.Close()) }()
 	d.registry.MustRegister(driver.Metrics())
 
 	exists := make(map[string]bool)

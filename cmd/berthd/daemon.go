@@ -66,7 +66,7 @@ func (d *daemon) run(ctx context.Context) error {
 		cfg.Network = pluginapi.NewService[pluginapi.NetworkDriver]()
 		cfg.IPAM = pluginapi.NewService[pluginapi.IPAMDriver]()
 		cfg.NetworkCapabilities = netplugin.Capabilities()
-		cfg.IPAMCapabilities = netplugin.IPAMCapabilities()
+		cfg.IPAMCapabilities = netplugin.IPAMCapabilities(d.settings.IPAMKey == settings.IPAMKeyMAC)
 		cfg.AddressSpaces = netplugin.AddressSpaces()
 	}
 	if d.volume {

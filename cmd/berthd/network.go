@@ -4,16 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/berth-plugin/berth/netplugin"
 	"github.com/berth-plugin/berth/netplugin/bridge"
+	"github.com/berth-plugin/berth/netplugin/dhcp"
 	"github.com/berth-plugin/berth/netplugin/firewall"
 	"github.com/berth-plugin/berth/netplugin/hostport"
 	"github.com/berth-plugin/berth/netplugin/ipam"
+	"github.com/berth-plugin/berth/netplugin/lan"
 	"github.com/berth-plugin/berth/netplugin/link"
+	"github.com/berth-plugin/berth/netplugin/probe"
+	"github.com/berth-plugin/berth/shared/settings"
 )
 
 // resolvers is read for name servers that automatic subnets keep clear of.
@@ -65,12 +70,26 @@ func (d *daemon) startNetwork(ctx context.Context) (s started, err error) {
 	open.add(ports.Close)
 	bridges := bridge.New(links, rules, ports)
 	bridges.SetLog(d.log)
-	driver, err := netplugin.New(netplugin.Config{
-		State: db, Log: d.log, Links: links, Bridge: bridges, Supernets: supernets, Resolvers: resolvers,
+	lans := lan.New(links)
+	lans.SetLog(d.log)
+	// Both tell the driver of what they hear, once it is there.
+	var driver *netplugin.Driver
+	prober := probe.New(probe.Options{
+		Link:  links,
+		Ours:  func(parent string, mac net.HardwareAddr) bool { return driver.OwnMAC(parent, mac) },
+		Child: lans.AccessLink,
+	})
+	open.add(prober.Close)
+	leases := dhcp.New(dhcp.Options{Log: d.log, Notify: func(e dhcp.Event) { driver.HearDHCP(e) }})
+	open.add(func() error { leases.Close(); return nil })
+	driver, err = netplugin.New(netplugin.Config{
+		State: db, LeaseLog: filepath.Join(d.stateDir, "net", "leases.log"), Log: d.log, Links: links, Bridge: bridges, LAN: lans,
+		Prober: prober, DHCP: leases, KeyByMAC: d.settings.IPAMKey == settings.IPAMKeyMAC, Supernets: supernets, Resolvers: resolvers,
 	})
 	if err != nil {
 		return started{}, err
 	}
+	open.add(driver.Close)
 	if err := driver.Recover(ctx); err != nil {
 		return started{}, err
 	}

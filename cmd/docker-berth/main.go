@@ -31,7 +31,7 @@ func main() {
 			SchemaVersion:    "0.1.0",
 			Vendor:           "Berth",
 			Version:          version,
-			ShortDescription: "Berth's networks: ports, endpoints, checks",
+			ShortDescription: "Berth's networks: ports, addresses, checks",
 			URL:              "https://github.com/berth-plugin/berth",
 		})
 		return

@@ -18,12 +18,16 @@ import (
 //
 // A link of that name that cannot be used is a fault.Conflict: one that is no
 // bridge, the bridge of another network of Berth's or of Docker's, or one that has
-// another IPv4 address in the subnet than the gateway's. Nothing is changed.
+// another IPv4 address in the subnet than the gateway's. So is an uplink that the host
+// uses itself. Nothing is changed.
 func (m *Mode) Adopt(ctx context.Context, n options.Network) (options.Network, error) {
 	if err := ctx.Err(); err != nil {
 		return n, err
 	}
 	n.Adopted, n.AdoptedAddrs = false, nil
+	if n.Uplink != "" {
+		return m.adoptUplink(n)
+	}
 	if n.Bridge != "" {
 		l, ok, err := m.links.Get(n.Bridge)
 		if err != nil {

@@ -68,7 +68,7 @@ func (m *Mode) RemoveNetwork(ctx context.Context, n options.Network) error {
 		// What turned it on, and the rules that made it safe, are gone.
 		errs = append(errs, m.links.RouteLocalnet(n.Bridge, false), m.links.LeaveBridge(n.Bridge, n.AdoptedAddrs))
 	} else {
-		errs = append(errs, m.links.DeleteBridge(n.Bridge, n.ID))
+		errs = append(errs, m.unplugUplink(n), m.links.DeleteBridge(n.Bridge, n.ID))
 	}
 	return errors.Join(append(errs, m.fw.Remove(ctx, n.Bridge))...)
 }
@@ -182,6 +182,8 @@ func (m *Mode) do(ctx context.Context, s step) (inverse func(context.Context) er
 			inverse = func(context.Context) error { return m.links.Delete(s.Name, link.OfNetwork(s.NetworkID)) }
 		}
 		return inverse, err
+	case plugUplink:
+		return m.plugUplink(s.network)
 	case setAddrs:
 		return nil, m.links.SetAddrs(s.link, s.addrs)
 	case adoptBridge:

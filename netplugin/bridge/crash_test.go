@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"net/netip"
 	"testing"
 
 	"gotest.tools/v3/assert"
@@ -28,13 +29,20 @@ func start(t *testing.T, ns *testkit.Netns) *Mode {
 
 // Killed after each step, and started again: to go on, or to take it all back.
 func TestKilledBetweenSteps(t *testing.T) {
-	for _, adopted := range []bool{false, true} {
+	for _, kind := range []string{"own", "adopted", "uplink"} {
+		adopted := kind == "adopted"
 		net := modetest.Network(1)
 		net.NoICC, net.RateIn, net.RateOut = true, 1_000_000, 1_000_000
 		if adopted {
 			net.Adopted, net.AdoptedAddrs = true, gateways(net)
 		}
-		ep := modetest.Endpoint(net, 1)
+		if kind == "uplink" {
+			net.Uplink, net.Masquerade, net.SpoofCheck = "eth1", false, true
+			for i, s := range net.Subnets {
+				net.Subnets[i].Gateway, net.Subnets[i].ContainerGateway = netip.Addr{}, s.Gateway
+			}
+		}
+		ep := modetest.Endpoint(modetest.Network(1), 1)
 		steps := append(planNetwork(net), planEndpoint(net, ep, true)...)
 		for killed := range len(steps) + 1 {
 			for _, goOn := range []bool{true, false} {
@@ -42,6 +50,9 @@ func TestKilledBetweenSteps(t *testing.T) {
 				if adopted {
 					ns.Run("ip", "link", "add", net.Bridge, "address", "02:00:00:00:00:77", "type", "bridge")
 					ns.Run("ip", "link", "set", net.Bridge, "up")
+				}
+				if kind == "uplink" {
+					ns.Run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "far1")
 				}
 				before := ns.Run("ip", "-br", "link") + ns.Run("ip", "-br", "-4", "addr")
 				m := start(t, ns)
@@ -51,12 +62,12 @@ func TestKilledBetweenSteps(t *testing.T) {
 				}
 				m = start(t, ns)
 				if goOn {
-					assert.NilError(t, m.EnsureNetwork(t.Context(), net), "adopted %v, killed after step %d", adopted, killed)
-					assert.NilError(t, m.EnsureEndpoint(t.Context(), net, ep), "adopted %v, killed after step %d", adopted, killed)
+					assert.NilError(t, m.EnsureNetwork(t.Context(), net), "%s, killed after step %d", kind, killed)
+					assert.NilError(t, m.EnsureEndpoint(t.Context(), net, ep), "%s, killed after step %d", kind, killed)
 				}
 				assert.NilError(t, m.RemoveEndpoint(t.Context(), net, ep))
 				assert.NilError(t, m.RemoveNetwork(t.Context(), net))
-				assert.Equal(t, ns.Run("ip", "-br", "link")+ns.Run("ip", "-br", "-4", "addr"), before, "adopted %v, killed after step %d", adopted, killed)
+				assert.Equal(t, ns.Run("ip", "-br", "link")+ns.Run("ip", "-br", "-4", "addr"), before, "%s, killed after step %d", kind, killed)
 				assert.Equal(t, ns.Run("nft", "list", "ruleset"), "")
 			}
 		}

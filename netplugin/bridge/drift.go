@@ -13,8 +13,8 @@ import (
 // Drift says in words what somebody has changed on the bridges of networks that
 // were ensured before, by network ID; networks that are as they should be are left
 // out. EnsureNetwork repairs it, unless an adopted bridge is missing. It takes two
-// requests to the kernel, whatever the number of networks, and may be called at
-// any time; the answer is only true for networks that nobody is changing.
+// requests to the kernel, and one or two for each uplink, and may be called at any
+// time; the answer is only true for networks that nobody is changing.
 func (m *Mode) Drift(networks []options.Network) (map[string]string, error) {
 	bridges, err := m.links.Bridges()
 	if err != nil {
@@ -28,6 +28,10 @@ func (m *Mode) Drift(networks []options.Network) (map[string]string, error) {
 	for _, l := range bridges {
 		byName[l.Name] = l
 	}
+	uplinks, err := m.uplinks(networks)
+	if err != nil {
+		return nil, err
+	}
 	out := map[string]string{}
 	switched := m.lookForFilter()
 	for _, n := range networks {
@@ -37,6 +41,11 @@ func (m *Mode) Drift(networks []options.Network) (map[string]string, error) {
 			continue
 		}
 		found := drift(n, l, addrs[l.Index])
+		if n.Uplink != "" {
+			if wrong := uplinkDrift(n, l, uplinks); wrong != "" {
+				found = append(found, wrong)
+			}
+		}
 		if switched && n.NoICC {
 			found = append(found, "has ports that are isolated as before br_netfilter was switched")
 		}

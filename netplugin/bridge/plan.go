@@ -24,6 +24,8 @@ type (
 	ensureRules struct{ network firewall.Network }
 	// ensureBridge makes the bridge link.
 	ensureBridge struct{ link.Bridge }
+	// plugUplink makes a link of the host a port of the bridge.
+	plugUplink struct{ network options.Network }
 	// setAddrs gives the bridge its gateway addresses.
 	setAddrs struct {
 		link  string
@@ -46,9 +48,12 @@ func (s checkForwarding) String() string  { return "check forwarding" }
 func (s enableForwarding) String() string { return "turn on forwarding" }
 func (s ensureRules) String() string      { return "set firewall for bridge " + s.network.Bridge }
 func (s ensureBridge) String() string     { return "set up bridge " + s.Name }
-func (s setAddrs) String() string         { return "address bridge " + s.link }
-func (s adoptBridge) String() string      { return "use bridge " + s.link }
-func (s ensureVeth) String() string       { return "set up link " + s.Host }
+func (s plugUplink) String() string {
+	return "plug uplink " + s.network.Uplink + " into bridge " + s.network.Bridge
+}
+func (s setAddrs) String() string    { return "address bridge " + s.link }
+func (s adoptBridge) String() string { return "use bridge " + s.link }
+func (s ensureVeth) String() string  { return "set up link " + s.Host }
 
 // FirewallNetwork is the part of a network that the firewall needs.
 func FirewallNetwork(n options.Network) firewall.Network {
@@ -58,6 +63,12 @@ func FirewallNetwork(n options.Network) firewall.Network {
 	}
 	for _, s := range n.Subnets {
 		out.Subnets = append(out.Subnets, s.Pool)
+	}
+	if n.Uplink != "" {
+		// Frames go between the ports. Through the host nothing goes: it would be a
+		// router for all of the LAN. What is kept apart is so by the ports alone, since
+		// the rules cannot tell the uplink from a container.
+		out.Internal, out.Switched, out.NoICC = true, true, false
 	}
 	return out
 }
@@ -79,6 +90,9 @@ func gateways(n options.Network) []netip.Prefix {
 
 // speaksIPv6 reports whether the host takes part in the network's IPv6.
 func speaksIPv6(n options.Network) bool {
+	if n.Uplink != "" {
+		return false // It would take addresses that routers of the LAN announce.
+	}
 	for _, s := range n.Subnets {
 		if s.Pool.Addr().Is6() && n.IPv6.Mode != options.GatewayIsolated {
 			return true
@@ -90,14 +104,18 @@ func speaksIPv6(n options.Network) bool {
 func planNetwork(n options.Network) []step {
 	fw := FirewallNetwork(n)
 	var steps []step
-	if !n.Internal {
+	if !fw.Internal {
 		steps = append(steps, checkForwarding{fw})
 	}
 	steps = append(steps, ensureRules{fw})
 	if n.Adopted {
 		return append(steps, adoptBridge{n.Bridge, n.AdoptedAddrs})
 	}
-	return append(steps, ensureBridge{bridgeLink(n)}, setAddrs{n.Bridge, gateways(n)})
+	steps = append(steps, ensureBridge{bridgeLink(n)}, setAddrs{n.Bridge, gateways(n)})
+	if n.Uplink != "" {
+		steps = append(steps, plugUplink{n})
+	}
+	return steps
 }
 
 // bridgeLink is the bridge of a network that makes its own.
@@ -122,8 +140,8 @@ func port(n options.Network, ep options.Endpoint, filtered bool) link.Port {
 
 func planEndpoint(n options.Network, ep options.Endpoint, filtered bool) []step {
 	var steps []step
-	if !n.Internal {
-		steps = append(steps, enableForwarding{FirewallNetwork(n)})
+	if fw := FirewallNetwork(n); !fw.Internal {
+		steps = append(steps, enableForwarding{fw})
 	}
 	veth := ensureVeth{Veth: link.Veth{
 		Host: ep.HostLink, Container: ep.ContainerLink, EndpointID: ep.ID, Master: n.Bridge, MAC: ep.MAC, MTU: n.MTU,
@@ -134,6 +152,9 @@ func planEndpoint(n options.Network, ep options.Endpoint, filtered bool) []step 
 		if p.IsValid() {
 			veth.addrs = append(veth.addrs, p.Addr())
 		}
+	}
+	if n.SpoofCheck {
+		veth.Guarded, veth.Addrs = true, veth.addrs
 	}
 	return append(steps, veth)
 }

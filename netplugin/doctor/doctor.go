@@ -27,6 +27,8 @@ type Input struct {
 	StateDir string
 	// Bridges are the names of the networks' bridges.
 	Bridges []string
+	// Parents are the links that networks on a LAN are on.
+	Parents []Parent
 	// IPv6 says that some network has IPv6.
 	IPv6 bool
 	// PublishedPorts is how many host ports are held, each by sockets.
@@ -64,6 +66,7 @@ func checks() []check {
 		{"backlog", backlog},
 		{"open-files", openFiles},
 		{"state-space", stateSpace},
+		{"parents", parents},
 		{"leftovers", leftovers},
 	}
 }

@@ -18,7 +18,7 @@ const documentFile = "../../docs/firewall.md"
 // documented are the examples that are shown, in this order.
 var documented = []string{
 	"nat", "ports", "nat-unprotected", "routed", "routed-ipv6", "internal", "isolated", "icc-off",
-	"publish-host-firewall", "publish-sources", "trusted", "snat", "no-masquerade",
+	"publish-host-firewall", "publish-sources", "trusted", "snat", "no-masquerade", "uplink",
 }
 
 // aboutSets says what the elements of each set are.
@@ -33,6 +33,7 @@ var aboutSets = map[setName]string{
 	setLimited:      "bridges whose published ports are for some sources only",
 	setAllowed:      "these sources, by bridge",
 	setTrusted:      "trusted links, with the bridge that trusts them",
+	setSwitched:     "bridges that a link of the host is a port of",
 	setForeign:      "bridges of other container networks",
 	setSources:      "subnets that are masqueraded",
 	setHome:         "subnets, with their bridge",

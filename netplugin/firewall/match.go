@@ -93,6 +93,9 @@ func translated() rule {
 	}}
 }
 
+// untracked keeps a packet from being part of a connection, and so from translation.
+func untracked() rule { return rule{"notrack", []expr.Any{&expr.Notrack{}}} }
+
 // fibType matches the type of the destination as seen from the incoming link.
 func fibType(text string, kind uint32) rule {
 	return rule{"fib daddr . iif type " + text, []expr.Any{

@@ -28,6 +28,10 @@ type Network struct {
 	// IPv4 and IPv6 say how each family is reached, and with which source it
 	// leaves.
 	IPv4, IPv6 options.Family
+	// Switched says that a link of the host is a port of the bridge. Frames between
+	// its ports then pass as on a switch: they are not tracked, so that no translation
+	// of the host's gets hold of those to its own addresses on the LAN.
+	Switched bool
 	// NoICC keeps routed packets between containers of the network apart; the
 	// bridge's ports do so for bridged ones.
 	NoICC bool
@@ -134,6 +138,7 @@ func (r *ruleset) of(n Network) []element {
 		{setUnprotected, !n.Internal && family.Mode == options.GatewayUnprotected},
 		{setHost, n.HostFirewall},
 		{setLimited, len(n.Sources) > 0},
+		{setSwitched, n.Switched},
 	} {
 		if x.in {
 			add(x.set, self)

@@ -118,6 +118,10 @@ func examples() map[string]example {
 			about:    "`icc=false`: the bridge is not in the set `icc`.",
 			networks: dual("bth-noicc", func(n *Network) { n.NoICC = true }), endpoints: ports("bth-noicc", web...),
 		},
+		"uplink": {
+			about:    "A bridge with an uplink: as an internal network, and the bridge is in the set `switched`.",
+			networks: dual("bth-uplink", func(n *Network) { n.Internal, n.Switched = true, true }),
+		},
 		"publish-host-firewall": {
 			about:    "`publish=host-firewall`: Berth neither drops nor marks what goes to published ports.",
 			networks: dual("bth-host", func(n *Network) { n.HostFirewall = true }), endpoints: ports("bth-host", web...),

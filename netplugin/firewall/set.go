@@ -20,6 +20,7 @@ const (
 	setLimited     setName = "limited"       // those whose published ports are for some sources only
 	setAllowed     setName = "allowed"       // these sources
 	setTrusted     setName = "trusted"       // links from which published ports are also reached by the containers' addresses
+	setSwitched    setName = "switched"      // those that are part of a LAN
 	setForeign     setName = "foreign"       // bridges of other container networks
 	setSources     setName = "sources"       // subnets that are masqueraded
 	setHome        setName = "home"          // subnets, each with its bridge
@@ -46,7 +47,7 @@ const (
 func setNames() []setName {
 	return []setName{
 		setBridges, setOpen, setSame, setICC, setRouted, setUnprotected, setHost, setLimited, setAllowed, setTrusted,
-		setForeign, setSources, setHome, mapSNAT,
+		setSwitched, setForeign, setSources, setHome, mapSNAT,
 		mapPublished, mapPublishedAt, mapRanges, mapRangesAt, setDirect, setDirectRanges,
 	}
 }
@@ -73,7 +74,7 @@ type shape struct {
 func shapeOf(name setName, v6 bool) shape {
 	s := shape{v6: v6, key: []field{linkField}}
 	switch name {
-	case setBridges, setOpen, setICC, setRouted, setUnprotected, setHost, setLimited, setForeign:
+	case setBridges, setOpen, setICC, setRouted, setUnprotected, setHost, setLimited, setSwitched, setForeign:
 	case setSame, setTrusted:
 		s.key = []field{linkField, linkField}
 	case setAllowed, setHome:

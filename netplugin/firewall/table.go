@@ -181,16 +181,21 @@ func (t table) natChains() []chain {
 		join(outside, t.translateSource()),
 		join(outside, t.sourceIn(setSources), masquerade),
 	)
+	// What br_netfilter shows of frames that are only switched is as much theirs as
+	// that of a switch outside.
+	guard := base("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityRaw,
+		"type filter hook prerouting priority raw; policy accept;",
+		join(iif(setSwitched), untracked()),
+	)
 	if t.v6 {
 		// [::1] cannot leave the loopback link.
 		output.rules = slices.Insert(output.rules, 0, prerouting.rules[0])
-		return []chain{publish, prerouting, output, postrouting}
+		return []chain{guard, publish, prerouting, output, postrouting}
 	}
 	postrouting.rules = slices.Insert(postrouting.rules, 0, join(t.loopbackAddr("saddr"), oif(setBridges), masquerade))
 	// With route_localnet on, which ports published on 127.0.0.1 need, the bridge
 	// would take packets from and to there.
-	guard := base("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityRaw,
-		"type filter hook prerouting priority raw; policy accept;",
+	guard.rules = append(guard.rules,
 		join(iif(setBridges), t.loopbackAddr("saddr"), drop()),
 		join(iif(setBridges), t.loopbackAddr("daddr"), drop()),
 	)

@@ -1,12 +1,12 @@
 package ipam
 
 import (
-	"encoding/hex"
+	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/berth-plugin/berth/shared/fault"
@@ -18,212 +18,298 @@ import (
 // answered for 15 seconds.
 const ForgetAfter = 10 * time.Minute
 
-// Config is what an Allocator does not know itself. All fields are needed.
+// Config is what an Allocator does not know itself. All fields but Record are
+// needed.
 type Config struct {
 	// Supernets are where automatic pools come from, in this order.
 	Supernets []Supernet
-	// Now is the clock for Since and ForgetAfter.
+	// Now is the clock.
 	Now func() time.Time
 	// Random makes pool IDs unique.
 	Random io.Reader
+	// Record hears of every change as soon as it is made, before the method
+	// that makes it returns. See Apply.
+	Record func(Event)
 }
 
 // An Allocator decides which pools and addresses are given out. It is not safe
-// for concurrent use: the caller holds a lock from a decision until it is stored,
-// and undoes the decision with the opposite call when it cannot be stored.
+// for concurrent use: the caller holds a lock from a decision until its events
+// have their place in the record.
 type Allocator struct {
 	cfg   Config
 	pools map[string]*pool
+	// numbered has the pools by number, from 1; nil where one was released.
+	numbered []*pool
+	unused   []uint32
+	// sorted are the pools without parent by subnet. They do not overlap.
+	sorted    []*pool
+	byPrefix  map[netip.Prefix][]*pool
+	byNetwork map[string][]*pool
+	// ledgers are those of parents.
+	ledgers map[ledgerKey]*ledger
+	slots   []slots
+	entries arena
+	keys    keyIndex
+	names   names
+	extras  map[uint32]extra
+	pending map[uint32]pending
+	// last is the latest time that was given to anything, in nanoseconds.
+	last int64
 }
 
 // New returns an Allocator that has given out nothing.
 func New(cfg Config) *Allocator {
-	return &Allocator{cfg: cfg, pools: make(map[string]*pool)}
+	a := &Allocator{
+		cfg:       cfg,
+		pools:     make(map[string]*pool),
+		numbered:  make([]*pool, 1),
+		byPrefix:  make(map[netip.Prefix][]*pool),
+		byNetwork: make(map[string][]*pool),
+		ledgers:   make(map[ledgerKey]*ledger),
+		keys:      newKeyIndex(),
+		extras:    make(map[uint32]extra),
+		pending:   make(map[uint32]pending),
+	}
+	for _, s := range cfg.Supernets {
+		a.slots = append(a.slots, slots{Supernet: s, wide: make(map[*pool]bool)})
+	}
+	return a
 }
 
-// Restore takes back a pool and its leases as they were stored.
+// now is the clock, which does not go back.
+func (a *Allocator) now() time.Time {
+	return time.Unix(0, max(a.cfg.Now().UnixNano(), a.last))
+}
+
+// tick is a time that nothing else has, so that age is an order.
+func (a *Allocator) tick() time.Time {
+	a.last = max(a.cfg.Now().UnixNano(), a.last+1)
+	return time.Unix(0, a.last)
+}
+
+// slack is how far times may be apart that the clock says are the same.
+const slack = time.Millisecond
+
+func (a *Allocator) record(e Event) {
+	if a.cfg.Record != nil {
+		a.cfg.Record(e)
+	}
+}
+
+// Restore takes back a pool and its leases as they were stored. It is for records
+// from before there were events, and makes none.
 func (a *Allocator) Restore(stored Pool, leases []Lease) error {
-	if !stored.Prefix.IsValid() || !stored.Range.IsValid() || !contains(stored.Prefix, stored.Range) {
-		return fmt.Errorf("pool %s has prefix %s and range %s", stored.ID, stored.Prefix, stored.Range)
-	}
-	p := newPool(stored)
-	for _, l := range leases {
-		if !p.Prefix.Contains(l.Addr) {
-			return fmt.Errorf("pool %s has an address outside %s: %s", stored.ID, stored.Prefix, l.Addr)
-		}
-		p.put(l)
-	}
-	a.pools[stored.ID] = p
-	return nil
-}
-
-// A PoolRequest asks for a subnet.
-type PoolRequest struct {
-	// Prefix is the subnet the user wants; the zero Prefix asks for one of
-	// the supernets'.
-	Prefix netip.Prefix
-	// Range is where automatic addresses come from; zero is all of Prefix.
-	Range netip.Prefix
-	// IPv6 is the family.
-	IPv6 bool
-	// Busy are prefixes that an automatic pool must not overlap.
-	Busy []netip.Prefix
-	// Avoid are prefixes that an automatic pool only overlaps when there is
-	// no other.
-	Avoid []netip.Prefix
-}
-
-// RequestPool gives out a subnet. Each automatic one differs from all that have
-// not been released: dockerd asks again, holding the first, until it is content.
-//
-// reclaimed are pools that were requested and never used and now make room for
-// the subnet the user wants; they are released. Errors: invalid for a wrong
-// subnet or range, conflict when the subnet overlaps another pool, exhausted when
-// all supernets are in use.
-func (a *Allocator) RequestPool(req PoolRequest) (_ Pool, reclaimed []string, _ error) {
-	if err := req.check(); err != nil {
-		return Pool{}, nil, err
-	}
-	now := a.cfg.Now()
-	prefix := req.Prefix.Masked()
-	if req.Prefix.IsValid() {
-		for _, other := range a.sorted() {
-			if !other.Prefix.Overlaps(prefix) {
-				continue
-			}
-			if other.Used || other.Network != "" || len(other.leases) > 0 || now.Sub(other.Since) < ForgetAfter {
-				return Pool{}, nil, fault.Conflict("subnet %s overlaps %s", prefix, other.name())
-			}
-			reclaimed = append(reclaimed, other.ID)
-		}
-	} else {
-		var ok bool
-		if prefix, ok = a.choose(req); !ok {
-			return Pool{}, nil, fault.Exhausted("no free subnet left in the address pools %s: remove networks, set BERTH_POOLS or give --subnet", a.supernets(req.IPv6))
-		}
-	}
-	id, err := a.newID(prefix)
-	if err != nil {
-		return Pool{}, nil, err
-	}
-	for _, old := range reclaimed {
-		delete(a.pools, old)
-	}
-	rng := prefix
-	if req.Range.IsValid() {
-		rng = req.Range.Masked()
-	}
-	p := newPool(Pool{ID: id, Prefix: prefix, Range: rng, Since: now})
-	a.pools[id] = p
-	return p.Pool, reclaimed, nil
-}
-
-func (r PoolRequest) check() error {
-	if !r.Prefix.IsValid() {
-		if r.Range.IsValid() {
-			return fault.Invalid("range %s: it needs a subnet, give --subnet", r.Range)
-		}
-		return nil
-	}
-	if r.Prefix.Addr().Is6() != r.IPv6 {
-		return fault.Invalid("subnet %s: it is of the other address family", r.Prefix)
-	}
-	if err := CheckSubnet(r.Prefix); err != nil {
+	if err := a.add(stored); err != nil {
 		return err
 	}
-	if !r.Range.IsValid() {
-		return nil
+	slices.SortFunc(leases, func(x, y Lease) int {
+		return cmp.Or(x.Since.Compare(y.Since), x.Addr.Compare(y.Addr))
+	})
+	for _, l := range leases {
+		if err := a.Apply(LeaseSet{Pool: stored.ID, Lease: l, Next: stored.Next}); err != nil {
+			return err
+		}
 	}
-	if !contains(r.Prefix.Masked(), r.Range.Masked()) {
-		return fault.Invalid("range %s: want a part of subnet %s", r.Range, r.Prefix.Masked())
-	}
-	if _, _, ok := hosts(r.Prefix.Masked(), r.Range.Masked()); !ok {
-		return fault.Invalid("range %s: no address in it can belong to a host of subnet %s", r.Range, r.Prefix.Masked())
-	}
+	a.pools[stored.ID].Used = stored.Used || len(leases) > 0
 	return nil
 }
 
-// choose returns the lowest free automatic pool.
-func (a *Allocator) choose(req PoolRequest) (netip.Prefix, bool) {
-	taken := make([]netip.Prefix, 0, len(a.pools)+len(req.Busy)+len(req.Avoid))
-	for _, p := range a.pools {
-		taken = append(taken, p.Prefix)
+// add makes a pool of what was stored or decided.
+func (a *Allocator) add(stored Pool) error {
+	if !stored.Prefix.IsValid() || !stored.Range.IsValid() || !contains(stored.Prefix, stored.Range) || stored.Prefix != stored.Prefix.Masked() || stored.Range != stored.Range.Masked() {
+		return fmt.Errorf("pool %s has prefix %s and range %s", stored.ID, stored.Prefix, stored.Range)
 	}
-	taken = append(taken, req.Busy...)
-	for _, occupied := range [][]netip.Prefix{append(slices.Clone(taken), req.Avoid...), taken} {
-		slices.SortFunc(occupied, comparePrefixes)
-		for _, s := range a.cfg.Supernets {
-			if s.Prefix.Addr().Is6() != req.IPv6 {
-				continue
-			}
-			if p, ok := firstFree(s, occupied); ok {
-				return p, true
-			}
-		}
+	if _, ok := a.pools[stored.ID]; ok {
+		return fmt.Errorf("pool %s is there twice", stored.ID)
 	}
-	return netip.Prefix{}, false
+	p := newPool(stored)
+	if n := len(a.unused) - 1; n >= 0 {
+		p.no, a.unused = a.unused[n], a.unused[:n]
+		a.numbered[p.no] = p
+	} else {
+		p.no = uint32(len(a.numbered))
+		a.numbered = append(a.numbered, p)
+	}
+	a.last = max(a.last, p.Since.UnixNano())
+	a.pools[p.ID] = p
+	a.byPrefix[p.Prefix] = append(a.byPrefix[p.Prefix], p)
+	if p.Network != "" {
+		a.byNetwork[p.Network] = append(a.byNetwork[p.Network], p)
+	}
+	a.takeSlots(p, 1)
+	a.enter(p)
+	return nil
 }
 
-// firstFree returns the lowest pool of the supernet that overlaps none of the
-// occupied prefixes, which are sorted by address.
-func firstFree(s Supernet, occupied []netip.Prefix) (netip.Prefix, bool) {
-	candidate := netip.PrefixFrom(s.Prefix.Addr(), s.Size)
-	for _, o := range occupied {
-		// The whole family is the default route, which says nothing.
-		if o.Bits() == 0 || !o.Overlaps(candidate) {
+// enter puts a pool into the ledger of its parent.
+func (a *Allocator) enter(p *pool) {
+	if p.Options.Parent == "" {
+		at, _ := a.position(p.Prefix)
+		a.sorted = slices.Insert(a.sorted, at, p)
+		a.join(newLedger("", p.is4()), p)
+		return
+	}
+	key := ledgerKey{p.Options.Parent, p.is4()}
+	led := a.ledgers[key]
+	if led == nil {
+		led = newLedger(key.parent, key.is4)
+		a.ledgers[key] = led
+	}
+	a.join(led, p)
+}
+
+// exit takes a pool with all that it has from its ledger.
+func (a *Allocator) exit(p *pool) {
+	led := p.led
+	for n, r := range led.reserved {
+		if r.pool == p {
+			a.dropReservation(led, n)
+			a.unmark(led, n, markReserved, a.entries.at(led.table.get(n)).since)
+		}
+	}
+	for n, c := range led.conflicts {
+		if c.pool == p {
+			a.dropConflict(led, n)
+			a.unmark(led, n, markConflict, a.entries.at(led.table.get(n)).since)
+		}
+	}
+	for n, holders := range led.outside {
+		if holders = slices.DeleteFunc(holders, func(h holder) bool { return h.pool == p }); len(holders) > 0 {
+			led.outside[n] = holders
 			continue
 		}
-		// On to the first pool that begins after both.
-		end := lastAddr(candidate)
-		if last := lastAddr(o); end.Less(last) {
-			end = last
-		}
-		next := end.Next()
-		if !next.IsValid() || !s.Prefix.Contains(next) {
-			return netip.Prefix{}, false
-		}
-		candidate = netip.PrefixFrom(next, s.Size).Masked()
+		delete(led.outside, n)
+		a.clear(led, led.table.get(n))
 	}
-	return candidate, true
-}
-
-func comparePrefixes(a, b netip.Prefix) int {
-	if c := a.Addr().Compare(b.Addr()); c != 0 {
-		return c
-	}
-	return a.Bits() - b.Bits()
-}
-
-func (a *Allocator) supernets(is6 bool) string {
-	var names []string
-	for _, s := range a.cfg.Supernets {
-		if s.Prefix.Addr().Is6() == is6 {
-			names = append(names, s.String())
+	for i, held := range a.pending {
+		if held.pool == p {
+			delete(a.pending, i)
+			a.entries.at(i).marks &^= markPending
+			a.tidy(led, i)
 		}
 	}
-	return strings.Join(names, ",")
-}
-
-// newID is the subnet, for whoever reads a log, and random digits: dockerd stores
-// the ID, so one that was released must not come back for another network.
-func (a *Allocator) newID(prefix netip.Prefix) (string, error) {
-	for {
-		var b [4]byte
-		if _, err := io.ReadFull(a.cfg.Random, b[:]); err != nil {
-			return "", fmt.Errorf("make a pool ID: %w", err)
-		}
-		id := prefix.String() + "#" + hex.EncodeToString(b[:])
-		if _, taken := a.pools[id]; !taken {
-			return id, nil
-		}
+	for _, i := range a.entriesOf(p) {
+		a.clear(led, i)
+	}
+	a.leave(p)
+	if p.Options.Parent == "" {
+		at := slices.Index(a.sorted, p)
+		a.sorted = slices.Delete(a.sorted, at, at+1)
 	}
 }
 
-// ReleasePool ends a pool with all its leases and reports whether there was one.
-func (a *Allocator) ReleasePool(id string) bool {
-	_, ok := a.pools[id]
-	delete(a.pools, id)
-	return ok
+// position is where a subnet is or would be among the pools without parent.
+func (a *Allocator) position(p netip.Prefix) (int, bool) {
+	return slices.BinarySearchFunc(a.sorted, p, func(q *pool, p netip.Prefix) int { return comparePrefixes(q.Prefix, p) })
+}
+
+// overlapping are the pools without parent that overlap a subnet.
+func (a *Allocator) overlapping(p netip.Prefix) []*pool {
+	from, _ := a.position(p)
+	if from > 0 && a.sorted[from-1].Prefix.Overlaps(p) {
+		from--
+	}
+	to := from
+	for to < len(a.sorted) && a.sorted[to].Prefix.Overlaps(p) {
+		to++
+	}
+	return a.sorted[from:to]
+}
+
+// Bind says which Berth network uses the pool; "" that it is none any more.
+// From then on addresses asked for by name are containers'.
+func (a *Allocator) Bind(id, network string) (Pool, error) {
+	p, ok := a.pools[id]
+	if !ok {
+		return Pool{}, unknownPool(id)
+	}
+	a.bind(p, network)
+	a.record(PoolChanged{p.Pool})
+	return p.Pool, nil
+}
+
+func (a *Allocator) bind(p *pool, network string) {
+	drop(a.byNetwork, p.Network, p)
+	p.Network = network
+	if network != "" {
+		a.byNetwork[network] = append(a.byNetwork[network], p)
+	}
+	for _, i := range a.entriesOf(p) {
+		a.relink(p.led, i)
+	}
+}
+
+// SetParent gives a pool without parent the one of the network that uses it.
+// Errors: invalid when the pool has another one, *Taken or conflict when another
+// pool of the parent has one of its addresses.
+func (a *Allocator) SetParent(id, parent string) (Pool, error) {
+	p, ok := a.pools[id]
+	switch {
+	case !ok:
+		return Pool{}, unknownPool(id)
+	case p.Options.Parent == parent:
+		return p.Pool, nil
+	case p.Options.Parent != "":
+		return Pool{}, fault.Invalid("IPAM option parent=%s: the network's parent is %s, want the same", p.Options.Parent, parent)
+	}
+	if err := a.setParent(p, parent); err != nil {
+		return Pool{}, err
+	}
+	a.record(PoolChanged{p.Pool})
+	return p.Pool, nil
+}
+
+func (a *Allocator) setParent(p *pool, parent string) error {
+	var moved []Event
+	led := a.ledgers[ledgerKey{parent, p.is4()}]
+	for _, e := range a.stateOf(p) {
+		if led != nil {
+			keep, err := a.fits(led, p, e)
+			if err != nil {
+				return err
+			}
+			if !keep {
+				continue
+			}
+		}
+		moved = append(moved, e)
+	}
+	a.exit(p)
+	p.Options.Parent = parent
+	a.enter(p)
+	var errs []error
+	for _, e := range moved {
+		errs = append(errs, a.Apply(e))
+	}
+	return errors.Join(errs...)
+}
+
+// fits reports whether something of a pool that changes to a ledger has its place
+// there. What is only remembered gives way.
+func (a *Allocator) fits(led *ledger, p *pool, e Event) (keep bool, _ error) {
+	find := func(addr netip.Addr) (uint32, entry) {
+		i := led.table.get(number(addr))
+		if i == 0 {
+			return 0, entry{}
+		}
+		return i, *a.entries.at(i)
+	}
+	switch e := e.(type) {
+	case LeaseSet:
+		i, there := find(e.Lease.Addr)
+		free := there.kind == kindNone || there.kind == kindReleased || there.kind == kindOutside && e.Lease.Role != RoleEndpoint
+		if !free || there.is(markPending) {
+			return false, a.taken(led, p, i)
+		}
+	case LeaseGone:
+		_, there := find(e.Tombstone.Addr)
+		return there.kind == kindNone && !there.is(markPending), nil
+	case Reserved:
+		if _, ok := led.reserved[number(e.Addr)]; ok {
+			return false, fault.Conflict("address %s of subnet %s is reserved on another network of parent %s", e.Addr, p.Prefix, led.parent)
+		}
+	}
+	return true, nil
 }
 
 // Pool returns a pool by its ID.
@@ -235,81 +321,54 @@ func (a *Allocator) Pool(id string) (Pool, bool) {
 	return p.Pool, true
 }
 
-// PoolOf returns the pool of exactly this subnet. There is at most one.
-func (a *Allocator) PoolOf(prefix netip.Prefix) (Pool, bool) {
+// Pools returns all pools by age.
+func (a *Allocator) Pools() []Pool {
+	pools := make([]Pool, 0, len(a.pools))
 	for _, p := range a.pools {
-		if p.Prefix == prefix {
-			return p.Pool, true
+		pools = append(pools, p.Pool)
+	}
+	slices.SortFunc(pools, func(x, y Pool) int { return cmp.Or(x.Since.Compare(y.Since), cmp.Compare(x.ID, y.ID)) })
+	return pools
+}
+
+// Unbound returns the pools of exactly this subnet that no network uses, by age.
+func (a *Allocator) Unbound(prefix netip.Prefix) []Pool {
+	var pools []Pool
+	for _, p := range a.byPrefix[prefix] {
+		if p.Network == "" {
+			pools = append(pools, p.Pool)
 		}
 	}
-	return Pool{}, false
+	slices.SortFunc(pools, func(x, y Pool) int { return cmp.Or(x.Since.Compare(y.Since), cmp.Compare(x.ID, y.ID)) })
+	return pools
 }
 
 // PoolsOf returns the pools that a Berth network uses, sorted by subnet.
 func (a *Allocator) PoolsOf(network string) []Pool {
 	var pools []Pool
-	for _, p := range a.sorted() {
-		if p.Network == network {
-			pools = append(pools, p.Pool)
+	for _, p := range a.byNetwork[network] {
+		pools = append(pools, p.Pool)
+	}
+	slices.SortFunc(pools, func(x, y Pool) int { return comparePrefixes(x.Prefix, y.Prefix) })
+	return pools
+}
+
+// Find returns the pool in which an address of a network is leased. That may be
+// one that is bound to another network: when two have the same subnet on the same
+// parent, CreateNetwork does not tell which pool is whose. Without a lease it is
+// the network's pool that the address is in.
+func (a *Allocator) Find(network string, addr netip.Addr) (Pool, bool) {
+	for _, p := range a.byNetwork[network] {
+		if !p.Prefix.Contains(addr) {
+			continue
 		}
+		if i := p.led.table.get(number(addr)); i != 0 {
+			e := a.entries.at(i)
+			if e.kind == kindLease {
+				return a.numbered[e.pool].Pool, true
+			}
+		}
+		return p.Pool, true
 	}
-	return pools
-}
-
-// Leases returns the addresses in use of a pool, sorted.
-func (a *Allocator) Leases(id string) []Lease {
-	p, ok := a.pools[id]
-	if !ok {
-		return nil
-	}
-	leases := make([]Lease, 0, len(p.leases))
-	for _, l := range p.leases {
-		leases = append(leases, *l)
-	}
-	slices.SortFunc(leases, func(x, y Lease) int { return x.Addr.Compare(y.Addr) })
-	return leases
-}
-
-// Bind says which Berth network uses the pool; "" that it is none any more.
-// From then on addresses asked for by name are containers'.
-func (a *Allocator) Bind(id, network string) (Pool, error) {
-	p, ok := a.pools[id]
-	if !ok {
-		return Pool{}, unknownPool(id)
-	}
-	p.Network = network
-	for _, l := range a.Leases(id) {
-		p.put(l)
-	}
-	return p.Pool, nil
-}
-
-// sorted returns the pools by subnet, so that messages and choices do not depend
-// on the order of a map.
-func (a *Allocator) sorted() []*pool {
-	pools := make([]*pool, 0, len(a.pools))
-	for _, p := range a.pools {
-		pools = append(pools, p)
-	}
-	slices.SortFunc(pools, func(x, y *pool) int { return comparePrefixes(x.Prefix, y.Prefix) })
-	return pools
-}
-
-// name is the pool for a message to someone who does not know pool IDs.
-func (p *pool) name() string {
-	if p.Network != "" {
-		return fmt.Sprintf("subnet %s of Berth network %s", p.Prefix, short(p.Network))
-	}
-	return fmt.Sprintf("subnet %s, which Berth gave to another network", p.Prefix)
-}
-
-// short is an ID as `docker ps` shows it.
-func short(id string) string {
-	const n = 12
-	return id[:min(n, len(id))]
-}
-
-func unknownPool(id string) error {
-	const most = 80
-	return fault.NotFound("address pool %q is not known to Berth", id[:min(most, len(id))])
+	return Pool{}, false
 }

@@ -1,404 +1,445 @@
 package ipam
 
 import (
-	"bytes"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
-	"testing"
 	"time"
-
-	"github.com/containerd/errdefs"
-	"github.com/google/go-cmp/cmp"
-	"gotest.tools/v3/assert"
-	"pgregory.net/rapid"
 )
 
-// model is the allocator without any cleverness: every address of a small pool,
-// and who has it.
+// model is the allocator without any cleverness: it looks through all addresses
+// each time.
 type model struct {
-	pool, rng netip.Prefix
-	bound     bool
-	held      map[netip.Addr]Lease
+	clock *clock
+	pools []*modelPool
+	at    map[netip.Addr]*modelAddr
+	age   int
 }
 
-func (m *model) every() []netip.Addr {
+type modelPool struct {
+	id          string
+	prefix, rng netip.Prefix
+	options     PoolOptions
+	bound       bool
+	next        netip.Addr
+}
+
+// modelAddr is what is known of one address. Ages count up; at is the clock's
+// time.
+type modelAddr struct {
+	kind     kind
+	pool     *modelPool
+	key      string
+	named    bool
+	endpoint string
+	late     bool
+	age      int
+	at       time.Time
+	outside  map[*modelPool]Role
+
+	reservedBy *modelPool
+	reserved   string
+	conflict   time.Time
+	conflictBy *modelPool
+	pending    *modelPool
+}
+
+func (m *model) tick() int { m.age++; return m.age }
+
+func (m *model) get(a netip.Addr) *modelAddr {
+	if m.at[a] == nil {
+		m.at[a] = &modelAddr{}
+	}
+	return m.at[a]
+}
+
+// tidy drops addresses of which nothing is known.
+func (m *model) tidy() {
+	maps.DeleteFunc(m.at, func(_ netip.Addr, x *modelAddr) bool {
+		return x.kind == kindNone && x.reserved == "" && x.conflict.IsZero() && x.pending == nil
+	})
+}
+
+func every(p netip.Prefix) []netip.Addr {
 	var all []netip.Addr
-	for a := m.pool.Addr(); m.pool.Contains(a); a = a.Next() {
+	for a := p.Addr(); p.Contains(a); a = a.Next() {
 		all = append(all, a)
 	}
 	return all
 }
 
 // isHost counts on its fingers where IsHost calculates.
-func (m *model) isHost(a netip.Addr) bool {
-	all := m.every()
+func (p *modelPool) isHost(a netip.Addr) bool {
+	all := every(p.prefix)
 	if len(all) <= 2 {
-		return true
+		return slices.Contains(all, a)
 	}
-	if a == all[0] {
-		return false
-	}
-	return a.Is6() || a != all[len(all)-1]
+	return slices.Contains(all[1:], a) && (a.Is6() || a != all[len(all)-1])
 }
 
-func (m *model) forgotten(l Lease, now time.Time) bool {
-	return m.bound && l.Role == RoleEndpoint && l.Endpoint == "" && now.Sub(l.Since) >= ForgetAfter
+func (p *modelPool) excluded(a netip.Addr) bool {
+	return slices.ContainsFunc(p.options.Exclude, func(r Range) bool { return !a.Less(r.First) && !r.Last.Less(a) })
 }
 
-// free are the addresses an automatic request may get, in two classes.
-func (m *model) free(now time.Time) (never, forgotten []netip.Addr) {
-	for _, a := range m.every() {
-		l, held := m.held[a]
-		switch {
-		case !m.rng.Contains(a) || !m.isHost(a):
-		case !held:
-			never = append(never, a)
-		case m.forgotten(l, now):
-			forgotten = append(forgotten, a)
-		}
-	}
-	return never, forgotten
+func (p *modelPool) automatic(a netip.Addr) bool {
+	return p.rng.Contains(a) && p.isHost(a) && !p.excluded(a)
 }
 
-func TestAllocatorAgreesWithANaiveModel(t *testing.T) {
-	pools := []struct{ pool, rng string }{
-		{"10.1.0.0/28", "10.1.0.0/28"},
-		{"10.1.0.0/28", "10.1.0.8/29"},
-		{"10.1.0.0/27", "10.1.0.0/30"},
-		{"10.1.0.0/31", "10.1.0.0/31"},
-		{"10.1.0.3/32", "10.1.0.3/32"},
-		{"255.255.0.0/29", "255.255.0.4/30"},
-		{"fd00::/124", "fd00::/124"},
-		{"fd00::ffff:ffff:ffff:fff0/124", "fd00::ffff:ffff:ffff:fffc/126"},
-		{"fd00::/127", "fd00::/127"},
-	}
-	rapid.Check(t, func(t *rapid.T) {
-		c := &clock{t: time.Unix(1_700_000_000, 0)}
-		pick := rapid.SampledFrom(pools).Draw(t, "pool")
-		pool, rng := netip.MustParsePrefix(pick.pool), netip.MustParsePrefix(pick.rng)
-		newAllocator := func() *Allocator {
-			return New(Config{Now: c.now, Random: bytes.NewReader(make([]byte, 1<<10))})
-		}
-		a := newAllocator()
-		stored := Pool{ID: "p", Prefix: pool, Range: rng, Since: c.t}
-		if err := a.Restore(stored, nil); err != nil {
-			t.Fatal(err)
-		}
-		m := &model{pool: pool, rng: rng, held: make(map[netip.Addr]Lease)}
-		anyAddr := rapid.SampledFrom(append(m.every(), netip.MustParseAddr("192.0.2.1")))
-		endpoint := rapid.SampledFrom([]string{"e1", "e2", "e3"})
+func (m *model) loose(x *modelAddr) bool {
+	return x.kind == kindLease && x.endpoint == "" && x.pool.bound
+}
 
-		t.Repeat(map[string]func(*rapid.T){
-			"request": func(t *rapid.T) {
-				never, forgotten := m.free(c.t)
-				l, p, err := a.Request(AddressRequest{Pool: "p"})
-				stored = p
-				switch {
-				case len(never)+len(forgotten) == 0:
-					if !errdefs.IsResourceExhausted(err) {
-						t.Fatalf("nothing is free, got %v, %v", l, err)
-					}
-					stored, _ = a.Pool("p")
-					return
-				case err != nil:
-					t.Fatalf("%v are free, got %v", append(never, forgotten...), err)
-				case len(never) > 0 && !slices.Contains(never, l.Addr):
-					t.Fatalf("%v are free, got %s", never, l.Addr)
-				case len(never) == 0 && !slices.Contains(forgotten, l.Addr):
-					t.Fatalf("%v are forgotten, got %s", forgotten, l.Addr)
-				}
-				m.held[l.Addr] = l
-			},
-			"request by name": func(t *rapid.T) {
-				want := anyAddr.Draw(t, "address")
-				l, p, err := a.Request(AddressRequest{Pool: "p", Addr: want})
-				held, taken := m.held[want]
-				switch {
-				case !pool.Contains(want) || !m.isHost(want):
-					if !errdefs.IsInvalidArgument(err) {
-						t.Fatalf("%s is no host of the pool, got %v, %v", want, l, err)
-					}
-				case taken && !m.forgotten(held, c.t):
-					if !errdefs.IsConflict(err) {
-						t.Fatalf("%s is in use, got %v, %v", want, l, err)
-					}
-				case err != nil || l.Addr != want:
-					t.Fatalf("%s is free, got %v, %v", want, l, err)
-				default:
-					stored = p
-					m.held[want] = l
-				}
-			},
-			"gateway": func(t *rapid.T) {
-				l, p, err := a.Request(AddressRequest{Pool: "p", Gateway: true})
-				if err != nil {
-					return
-				}
-				held, taken := m.held[l.Addr]
-				if taken && !m.forgotten(held, c.t) || !pool.Contains(l.Addr) || !m.isHost(l.Addr) {
-					t.Fatalf("gateway %s is no free host of the pool", l.Addr)
-				}
-				stored = p
-				m.held[l.Addr] = l
-			},
-			"release": func(t *rapid.T) {
-				addr := anyAddr.Draw(t, "address")
-				a.Release("p", addr)
-				if l, ok := m.held[addr]; ok && l.Endpoint != "" {
-					l.Released = true
-					m.held[addr] = l
-				} else {
-					delete(m.held, addr)
-				}
-			},
-			"attach": func(t *rapid.T) {
-				addr, ep := anyAddr.Draw(t, "address"), endpoint.Draw(t, "endpoint")
-				l, err := a.Attach("p", addr, ep)
-				held, taken := m.held[addr]
-				refuse := !pool.Contains(addr) || !m.isHost(addr) || taken && (held.Role != RoleEndpoint || held.Endpoint != "" && held.Endpoint != ep)
-				if refuse != (err != nil) {
-					t.Fatalf("attach %s, held %v: got %v", addr, held, err)
-				}
-				if err == nil {
-					m.held[addr] = l
-				}
-			},
-			"detach": func(t *rapid.T) {
-				addr, ep := anyAddr.Draw(t, "address"), endpoint.Draw(t, "endpoint")
-				a.Detach("p", addr, ep)
-				l, ok := m.held[addr]
-				switch {
-				case !ok || l.Endpoint != ep:
-				case l.Released:
-					delete(m.held, addr)
-				default:
-					l.Endpoint, l.Since = "", c.t
-					m.held[addr] = l
-				}
-			},
-			"bind": func(t *rapid.T) {
-				var err error
-				if stored, err = a.Bind("p", "n"); err != nil {
-					t.Fatal(err)
-				}
-				m.bound = true
-			},
-			"wait": func(t *rapid.T) {
-				c.t = c.t.Add(time.Duration(rapid.IntRange(1, 11).Draw(t, "minutes")) * time.Minute)
-			},
-			"restart": func(t *rapid.T) {
-				leases := a.Leases("p")
-				a = newAllocator()
-				if err := a.Restore(stored, leases); err != nil {
-					t.Fatal(err)
-				}
-			},
-			"": func(t *rapid.T) {
-				want := slices.SortedFunc(maps.Values(m.held), func(x, y Lease) int { return x.Addr.Compare(y.Addr) })
-				got := a.Leases("p")
-				if len(want) == 0 && len(got) == 0 {
-					return
-				}
-				equal := cmp.Comparer(func(x, y netip.Addr) bool { return x == y })
-				if diff := cmp.Diff(want, got, equal); diff != "" {
-					t.Fatalf("leases (-model +allocator):\n%s", diff)
-				}
-			},
-		})
+func (m *model) forgotten(x *modelAddr) bool {
+	return m.loose(x) && m.clock.t.Sub(x.at) >= ForgetAfter
+}
+
+// expire ends conflicts, the first that is over first.
+func (m *model) expire() {
+	over := m.where(func(_ netip.Addr, x *modelAddr) bool { return !x.conflict.IsZero() && !m.clock.t.Before(x.conflict) })
+	slices.SortStableFunc(over, func(a, b netip.Addr) int { return m.at[a].conflict.Compare(m.at[b].conflict) })
+	for _, a := range over {
+		m.clearConflict(a)
+	}
+}
+
+func (m *model) clearConflict(a netip.Addr) {
+	x := m.at[a]
+	x.conflict, x.conflictBy = time.Time{}, nil
+	m.again(x)
+}
+
+// again makes a released address one that was released now, after a mark went.
+func (m *model) again(x *modelAddr) {
+	age := m.tick()
+	if x.kind == kindReleased {
+		x.age, x.at = age, m.clock.t
+	}
+}
+
+// where returns the known addresses that match, sorted.
+func (m *model) where(match func(netip.Addr, *modelAddr) bool) []netip.Addr {
+	var list []netip.Addr
+	for a, x := range m.at {
+		if match(a, x) {
+			list = append(list, a)
+		}
+	}
+	slices.SortFunc(list, netip.Addr.Compare)
+	return list
+}
+
+// oldest returns that of the known addresses that match.
+func (m *model) oldest(match func(netip.Addr, *modelAddr) bool) (netip.Addr, bool) {
+	list := m.where(match)
+	slices.SortStableFunc(list, func(a, b netip.Addr) int { return m.at[a].age - m.at[b].age })
+	if len(list) == 0 {
+		return netip.Addr{}, false
+	}
+	return list[0], true
+}
+
+// why says why an address that is named cannot be had, "" if it can.
+func (m *model) why(p *modelPool, a netip.Addr, role Role, key string, probed bool) string {
+	if !p.isHost(a) {
+		return "invalid"
+	}
+	x := m.get(a)
+	switch {
+	case x.pending != nil:
+		return "taken"
+	case x.kind == kindLease && !m.forgotten(x) &&
+		(x.pool != p || !m.loose(x) || role != RoleEndpoint || key == "" || x.key != key):
+		return "taken"
+	case x.kind == kindOutside:
+		own, held := x.outside[p]
+		again := held && own == RoleGateway && role == RoleGateway && !p.bound
+		shared := !held && role != RoleEndpoint && p.options.Parent != ""
+		if !again && !shared {
+			return "taken"
+		}
+	}
+	if role == RoleEndpoint {
+		if x.reserved != "" && key != "" && x.reserved != key {
+			return "reserved"
+		}
+		if !x.conflict.IsZero() && !probed {
+			return "in use"
+		}
+	}
+	return ""
+}
+
+// pick is the address for one who wants any; ok is false when there is none.
+func (m *model) pick(p *modelPool, role Role, key string) (_ netip.Addr, ok bool) {
+	if role == RoleGateway {
+		for _, a := range every(p.prefix) {
+			if !p.isHost(a) || p.excluded(a) {
+				continue
+			}
+			if m.why(p, a, RoleGateway, "", true) == "" && m.get(a).reserved == "" {
+				return a, true
+			}
+			break
+		}
+	} else if a, ok := m.own(p, key); ok {
+		return a, true
+	}
+	m.tidy()
+	var before, after []netip.Addr
+	for _, a := range every(p.prefix) {
+		if m.at[a] == nil && p.automatic(a) {
+			if a.Less(p.next) {
+				before = append(before, a)
+			} else {
+				after = append(after, a)
+			}
+		}
+	}
+	if never := slices.Concat(after, before); len(never) > 0 {
+		p.next = never[0].Next()
+		return never[0], true
+	}
+	marked := func(x *modelAddr) bool { return x.reserved != "" || !x.conflict.IsZero() || x.pending != nil }
+	released := func(named bool) func(netip.Addr, *modelAddr) bool {
+		return func(a netip.Addr, x *modelAddr) bool {
+			return x.kind == kindReleased && x.named == named && p.automatic(a) && !marked(x)
+		}
+	}
+	first, ok := m.oldest(released(false))
+	if ok && m.clock.t.Sub(m.at[first].at) >= p.options.Quarantine {
+		return first, true
+	}
+	forgotten, any := m.oldest(func(a netip.Addr, x *modelAddr) bool {
+		return m.forgotten(x) && x.pool == p && p.automatic(a) && !marked(x)
 	})
+	switch {
+	case any:
+		return forgotten, true
+	case ok:
+		return first, true
+	}
+	return m.oldest(released(true))
 }
 
-// Pools of any requests never overlap, whatever is asked and released.
-func TestPoolsNeverOverlap(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		c := &clock{t: time.Unix(1_700_000_000, 0)}
-		supernets, err := ParseSupernets("10.0.0.0/26:28,10.0.1.0/28:29,10.0.2.0/29:30")
-		if err != nil {
-			t.Fatal(err)
+// own is the address that is the key's.
+func (m *model) own(p *modelPool, key string) (netip.Addr, bool) {
+	if key == "" {
+		return netip.Addr{}, false
+	}
+	mine := func(x *modelAddr) bool {
+		return x.pool == p && x.key == key && x.pending == nil && x.conflict.IsZero()
+	}
+	if list := m.where(func(_ netip.Addr, x *modelAddr) bool { return m.loose(x) && mine(x) }); len(list) > 0 {
+		return list[0], true
+	}
+	if p.options.Sticky {
+		list := m.where(func(a netip.Addr, x *modelAddr) bool {
+			return x.kind == kindReleased && mine(x) && (x.reserved == key || x.reserved == "" && p.automatic(a))
+		})
+		if len(list) > 0 {
+			return list[0], true
 		}
-		a := New(Config{Supernets: supernets, Now: c.now, Random: bytes.NewReader(pattern(1 << 14))})
-		any4 := rapid.Custom(func(t *rapid.T) netip.Prefix {
-			a := netip.AddrFrom4([4]byte{10, 0, rapid.Byte().Draw(t, "c") % 3, rapid.Byte().Draw(t, "d")})
-			return netip.PrefixFrom(a, rapid.IntRange(22, 32).Draw(t, "bits")).Masked()
-		})
-		held := make(map[string]netip.Prefix)
-		t.Repeat(map[string]func(*rapid.T){
-			"automatic": func(t *rapid.T) {
-				busy := rapid.SliceOfN(any4, 0, 3).Draw(t, "busy")
-				p, _, err := a.RequestPool(PoolRequest{Busy: busy})
-				if err != nil {
-					if !errdefs.IsResourceExhausted(err) {
-						t.Fatal(err)
-					}
-					for _, s := range supernets {
-						if f, ok := bruteForce(s, busy, held); ok {
-							t.Fatalf("%s is free, got %v", f, err)
-						}
-					}
-					return
-				}
-				for _, b := range busy {
-					if p.Prefix.Overlaps(b) {
-						t.Fatalf("%s overlaps busy %s", p.Prefix, b)
-					}
-				}
-				held[p.ID] = p.Prefix
-			},
-			"explicit": func(t *rapid.T) {
-				p, _, err := a.RequestPool(PoolRequest{Prefix: any4.Draw(t, "subnet")})
-				if err == nil {
-					held[p.ID] = p.Prefix
-				}
-			},
-			"release": func(t *rapid.T) {
-				if len(held) == 0 {
-					return
-				}
-				id := rapid.SampledFrom(slices.Sorted(maps.Keys(held))).Draw(t, "pool")
-				if !a.ReleasePool(id) {
-					t.Fatalf("pool %s is unknown", id)
-				}
-				delete(held, id)
-			},
-			"": func(t *rapid.T) {
-				ids := slices.Sorted(maps.Keys(held))
-				for i, x := range ids {
-					for _, y := range ids[:i] {
-						if held[x].Overlaps(held[y]) {
-							t.Fatalf("%s and %s overlap", held[x], held[y])
-						}
-					}
-				}
-			},
-		})
+	}
+	list := m.where(func(a netip.Addr, x *modelAddr) bool {
+		return x.reserved == key && x.reservedBy == p && m.why(p, a, RoleEndpoint, key, false) == ""
 	})
+	if len(list) > 0 {
+		return list[0], true
+	}
+	return netip.Addr{}, false
 }
 
-func bruteForce(s Supernet, busy []netip.Prefix, held map[string]netip.Prefix) (netip.Prefix, bool) {
-	for addr := s.Prefix.Addr(); s.Prefix.Contains(addr); {
-		p := netip.PrefixFrom(addr, s.Size)
-		overlaps := func(q netip.Prefix) bool { return q.Overlaps(p) }
-		if !slices.ContainsFunc(busy, overlaps) && !slices.ContainsFunc(slices.Collect(maps.Values(held)), overlaps) {
-			return p, true
+// lease gives an address away.
+func (m *model) lease(p *modelPool, a netip.Addr, role Role, key string, named bool, age int) {
+	x := m.get(a)
+	if role != RoleEndpoint {
+		if x.kind != kindOutside {
+			*x = modelAddr{reserved: x.reserved, reservedBy: x.reservedBy, conflict: x.conflict, conflictBy: x.conflictBy, kind: kindOutside, outside: make(map[*modelPool]Role)}
 		}
-		addr = lastAddr(p).Next()
+		x.outside[p] = role
+		x.age = age
+		return
 	}
-	return netip.Prefix{}, false
+	if x.kind == kindLease && x.pool == p && x.key == key && key != "" {
+		named = named || x.named
+	}
+	*x = modelAddr{
+		kind: kindLease, pool: p, key: key, named: named, age: age, at: m.clock.t,
+		reserved: x.reserved, reservedBy: x.reservedBy, conflict: x.conflict, conflictBy: x.conflictBy,
+	}
 }
 
-func pattern(n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(i ^ i>>8)
+// release ends what the pool has.
+func (m *model) release(p *modelPool, a netip.Addr) {
+	x := m.get(a)
+	switch {
+	case x.kind == kindLease && x.pool == p && x.endpoint != "":
+		x.late = true
+	case x.kind == kindLease && x.pool == p:
+		m.bury(p, a, x.key, x.named)
+	case x.kind == kindOutside:
+		if _, ok := x.outside[p]; !ok {
+			return
+		}
+		if delete(x.outside, p); len(x.outside) == 0 {
+			m.bury(p, a, "", false)
+		}
 	}
-	return b
 }
 
-func TestSetAgreesWithAMap(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		s, m := newSet(), make(map[num]bool)
-		base := rapid.SampledFrom([]num{{}, {lo: 1<<32 - 20}, {hi: 7, lo: ^uint64(0) - 10}, {hi: ^uint64(0), lo: ^uint64(0) - 5000}}).Draw(t, "base")
-		at := func(t *rapid.T) num {
-			n := base
-			for range rapid.IntRange(0, 40).Draw(t, "offset") {
-				if n.next() == (num{}) {
-					break
-				}
-				n = n.next()
+func (m *model) bury(p *modelPool, a netip.Addr, key string, named bool) {
+	x := m.get(a)
+	age := m.tick()
+	kept := m.where(func(_ netip.Addr, y *modelAddr) bool { return y.reserved == key && y.reservedBy == p })
+	if !p.options.Sticky || len(kept) > 0 && !slices.Contains(kept, a) || x.reserved != "" && x.reserved != key {
+		key = ""
+	}
+	*x = modelAddr{reserved: x.reserved, reservedBy: x.reservedBy, conflict: x.conflict, conflictBy: x.conflictBy, pending: x.pending}
+	if p.excluded(a) || !slices.ContainsFunc(m.pools, func(q *modelPool) bool { return q.rng.Contains(a) }) {
+		return
+	}
+	for _, b := range m.where(func(_ netip.Addr, y *modelAddr) bool {
+		return key != "" && y.kind == kindReleased && y.pool == p && y.key == key
+	}) {
+		m.unkey(m.at[b], age)
+	}
+	x.kind, x.pool, x.key, x.named, x.age, x.at = kindReleased, p, key, named && key != "", age, m.clock.t
+}
+
+func (m *model) unkey(x *modelAddr, age int) {
+	if x.key = ""; x.named {
+		x.named, x.age, x.at = false, age, m.clock.t
+	}
+}
+
+func (m *model) reserve(p *modelPool, a netip.Addr, key string) {
+	age := m.tick()
+	x := m.get(a)
+	x.reserved, x.reservedBy = key, p
+	for _, y := range m.at {
+		if y.kind == kindReleased && y.pool == p && y.key == key && (y.reserved != key || y.reservedBy != p) {
+			m.unkey(y, age)
+		}
+	}
+	if x.kind == kindReleased && (x.key != key || x.pool != p) {
+		m.unkey(x, age)
+	}
+}
+
+func (m *model) unreserve(p *modelPool, a netip.Addr) {
+	x := m.get(a)
+	key := x.reserved
+	x.reserved, x.reservedBy = "", nil
+	others := m.where(func(_ netip.Addr, y *modelAddr) bool { return y.reserved == key && y.reservedBy == p })
+	if x.kind == kindReleased && x.pool == p && x.key == key && len(others) > 0 {
+		x.key, x.named = "", false
+	}
+	m.again(x)
+}
+
+// end releases a pool.
+func (m *model) end(p *modelPool) {
+	m.pools = slices.DeleteFunc(m.pools, func(q *modelPool) bool { return q == p })
+	for a, x := range m.at {
+		if x.reservedBy == p {
+			x.reserved, x.reservedBy = "", nil
+		}
+		if x.conflictBy == p {
+			x.conflict, x.conflictBy = time.Time{}, nil
+		}
+		if delete(x.outside, p); x.kind == kindOutside && len(x.outside) == 0 {
+			x.kind = kindNone
+		}
+		homeless := x.kind == kindReleased && !slices.ContainsFunc(m.pools, func(q *modelPool) bool { return q.rng.Contains(a) })
+		if x.kind != kindOutside && x.pool == p || homeless {
+			x.kind, x.pool, x.key, x.named, x.endpoint, x.late = kindNone, nil, "", false, "", false
+		}
+	}
+	m.tidy()
+}
+
+// String is the state of all pools but for rotation.
+func (m *model) String() string {
+	m.tidy()
+	var out []string
+	for a, x := range m.at {
+		line := ""
+		switch x.kind {
+		case kindLease:
+			line += fmt.Sprintf(" lease %s key=%s named=%v ep=%s late=%v", x.pool.id, x.key, x.named, x.endpoint, x.late)
+		case kindReleased:
+			line += fmt.Sprintf(" released %s key=%s named=%v", x.pool.id, x.key, x.named)
+		case kindOutside:
+			var list []string
+			for p, role := range x.outside {
+				list = append(list, fmt.Sprintf(" %s %s", role, p.id))
 			}
-			return n
+			slices.Sort(list)
+			line += fmt.Sprint(list)
+		case kindNone:
 		}
-		t.Repeat(map[string]func(*rapid.T){
-			"add":    func(t *rapid.T) { n := at(t); checkEqual(t, s.add(n), !m[n]); m[n] = true },
-			"remove": func(t *rapid.T) { n := at(t); checkEqual(t, s.remove(n), m[n]); delete(m, n) },
-			"has":    func(t *rapid.T) { n := at(t); checkEqual(t, s.has(n), m[n]) },
-			"free": func(t *rapid.T) {
-				first, last := at(t), at(t)
-				if last.less(first) {
-					first, last = last, first
-				}
-				want, ok := first, false
-				for n := first; !ok && !last.less(n); n = n.next() {
-					if want, ok = n, !m[n]; n == last {
-						break
-					}
-				}
-				got, gotOK := s.free(first, last)
-				checkEqual(t, gotOK, ok)
-				if ok {
-					checkEqual(t, got, want)
-				}
-			},
-		})
+		if x.reserved != "" {
+			line += fmt.Sprintf(" reserved %s %s", x.reservedBy.id, x.reserved)
+		}
+		if !x.conflict.IsZero() {
+			line += " conflict"
+		}
+		if line != "" {
+			out = append(out, fmt.Sprintf("%s:%s\n", a, line))
+		}
+	}
+	slices.Sort(out)
+	byAge := m.where(func(_ netip.Addr, x *modelAddr) bool { return x.kind == kindLease || x.kind == kindReleased })
+	slices.SortStableFunc(byAge, func(a, b netip.Addr) int { return m.at[a].age - m.at[b].age })
+	return fmt.Sprint(out, byAge)
+}
+
+// state is the same of the allocator.
+func state(a *Allocator) string {
+	lines := make(map[netip.Addr]string)
+	since := make(map[netip.Addr]time.Time)
+	outside := make(map[netip.Addr][]string)
+	reserved, conflicts := make(map[netip.Addr]string), make(map[netip.Addr]string)
+	for _, p := range a.Pools() {
+		for _, l := range a.Leases(p.ID) {
+			if l.Role == RoleEndpoint {
+				since[l.Addr] = l.Since
+				lines[l.Addr] += fmt.Sprintf(" lease %s key=%s named=%v ep=%s late=%v", p.ID, l.Key, l.Named, l.Endpoint, l.Released)
+			} else {
+				outside[l.Addr] = append(outside[l.Addr], fmt.Sprintf(" %s %s", l.Role, p.ID))
+			}
+		}
+		for _, t := range a.Tombstones(p.ID) {
+			since[t.Addr] = t.Since
+			lines[t.Addr] += fmt.Sprintf(" released %s key=%s named=%v", p.ID, t.Key, t.Named)
+		}
+		for _, r := range a.Reservations(p.ID) {
+			reserved[r.Addr] = fmt.Sprintf(" reserved %s %s", p.ID, r.Key)
+		}
+		for _, c := range a.Conflicts(p.ID) {
+			conflicts[c.Addr] = " conflict"
+		}
+	}
+	for addr, list := range outside {
+		slices.Sort(list)
+		lines[addr] += fmt.Sprint(list)
+	}
+	for _, more := range []map[netip.Addr]string{reserved, conflicts} {
+		for addr, text := range more {
+			lines[addr] += text
+		}
+	}
+	var out []string
+	for addr, line := range lines {
+		out = append(out, fmt.Sprintf("%s:%s\n", addr, line))
+	}
+	slices.Sort(out)
+	byAge := slices.SortedFunc(maps.Keys(since), func(x, y netip.Addr) int {
+		if c := since[x].Compare(since[y]); c != 0 {
+			return c
+		}
+		return x.Compare(y)
 	})
-}
-
-func checkEqual[T comparable](t *rapid.T, got, want T) {
-	t.Helper()
-	if got != want {
-		t.Fatalf("got %v, want %v", got, want)
-	}
-}
-
-func TestFullSlash8IsLookedThroughQuickly(t *testing.T) {
-	s := newSet()
-	first, last := number(addr("10.0.0.0")), number(addr("10.255.255.255"))
-	for n := first; !last.less(n); n = n.next() {
-		s.add(n)
-	}
-	_, ok := s.free(first, last)
-	assert.Assert(t, !ok)
-	s.remove(number(addr("10.200.1.2")))
-	got, ok := s.free(first, last)
-	assert.Assert(t, ok)
-	assert.Equal(t, got.addr(true), addr("10.200.1.2"))
-	start := time.Now()
-	for range 100 {
-		s.free(first, last)
-	}
-	assert.Assert(t, time.Since(start) < 2*time.Second, "100 searches took %v", time.Since(start))
-}
-
-func BenchmarkRequest(b *testing.B) {
-	for _, p := range []string{"10.0.0.0/8", "10.1.0.0/16", "fd00::/64"} {
-		b.Run(p, func(b *testing.B) {
-			a, _ := newTestAllocator(b, "")
-			pool := mustPool(b, a, PoolRequest{Prefix: prefix(p)})
-			for b.Loop() {
-				l, _, err := a.Request(AddressRequest{Pool: pool.ID})
-				if err != nil {
-					b.Fatal(err)
-				}
-				a.Release(pool.ID, l.Addr)
-			}
-		})
-	}
-}
-
-func BenchmarkSearchInFullSlash8(b *testing.B) {
-	s := newSet()
-	first, last := number(addr("10.0.0.0")), number(addr("10.255.255.255"))
-	for n := first; !last.less(n); n = n.next() {
-		s.add(n)
-	}
-	for b.Loop() {
-		s.free(first, last)
-	}
-}
-
-func BenchmarkRequestPoolWithManyPools(b *testing.B) {
-	for _, n := range []int{10, 1000, 4000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			a, _ := newTestAllocator(b, "10.208.0.0/12:24")
-			for range n {
-				mustPool(b, a, PoolRequest{})
-			}
-			for b.Loop() {
-				p := mustPool(b, a, PoolRequest{})
-				a.ReleasePool(p.ID)
-			}
-		})
-	}
+	return fmt.Sprint(out, byAge)
 }

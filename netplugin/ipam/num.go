@@ -49,6 +49,12 @@ func (n num) next() num {
 	return num{n.hi + carry, lo}
 }
 
+// prev is n-1; n is not 0.
+func (n num) prev() num {
+	lo, borrow := bits.Sub64(n.lo, 1, 0)
+	return num{n.hi - borrow, lo}
+}
+
 func (n num) less(m num) bool {
 	return n.hi < m.hi || n.hi == m.hi && n.lo < m.lo
 }
@@ -61,4 +67,20 @@ func (n num) chunk() num {
 // firstOf is the first number in the chunk with the number n.
 func (n num) firstOf() num {
 	return num{n.hi<<chunkShift | n.lo>>(64-chunkShift), n.lo << chunkShift}
+}
+
+// shr shifts by k bits to the right, k from 0 to 128.
+func (n num) shr(k int) num {
+	if k >= 64 {
+		return num{lo: n.hi >> (k - 64)}
+	}
+	return num{n.hi >> k, n.lo>>k | n.hi<<(64-k)}
+}
+
+// shl shifts by k bits to the left, k from 0 to 128.
+func (n num) shl(k int) num {
+	if k >= 64 {
+		return num{hi: n.lo << (k - 64)}
+	}
+	return num{n.hi<<k | n.lo>>(64-k), n.lo << k}
 }

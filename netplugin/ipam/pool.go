@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -17,6 +18,8 @@ type Pool struct {
 	// Range is where automatic addresses come from (--ip-range), within
 	// Prefix, and equal to it when the user gave none.
 	Range netip.Prefix
+	// Options are the rest of what the user said.
+	Options PoolOptions
 	// Network is the ID of the Berth network that uses the pool; "" for
 	// networks of other drivers, and until CreateNetwork.
 	Network string
@@ -24,7 +27,8 @@ type Pool struct {
 	Since time.Time
 	// Used says that an address was requested from the pool.
 	Used bool
-	// Next is where the search for a free address goes on. Zero is the start.
+	// Next is where the search for an address that was never used goes on.
+	// Zero is the start.
 	Next netip.Addr
 }
 
@@ -41,127 +45,131 @@ const (
 	RoleEndpoint Role = "endpoint"
 )
 
-// A Lease is one address in use. It is plain data: what the driver stores.
-type Lease struct {
-	Addr netip.Addr
-	Role Role
-	// Key is the name of the container, "" where dockerd does not send it
-	// (before Engine 29).
-	Key string
-	// Since is when the address was requested or last lost its endpoint.
-	Since time.Time
-	// Endpoint is the ID of the endpoint that has the address; "" when there
-	// is none yet or any more, and for networks of other drivers.
-	Endpoint string
-	// Released says that dockerd gave the address back although Endpoint
-	// still has it. The lease ends with the endpoint.
-	Released bool
-}
-
-// pool is a Pool with its leases.
+// pool is a Pool with what is needed to choose from it.
 type pool struct {
 	Pool
-	leases map[netip.Addr]*Lease
-	held   set
-	// loose are the leases for endpoints of a Berth network that no endpoint
-	// has: those that may have been forgotten.
-	loose map[netip.Addr]*Lease
+	// no is its number in entries.
+	no  uint32
+	led *ledger
+	// first and last are the first and last address to give out, which are in
+	// Range; first is the higher when there is none.
+	first, last num
+	// excluded are the spans of Prefix that automatic addresses avoid.
+	excluded []span
+	// loose are the leases in Range for endpoints of a Berth network that no
+	// endpoint has: those that may have been forgotten.
+	loose list
+	// held counts leases.
+	held int
+	// exhausted is ledger.freed when the last search found that all addresses
+	// were used before.
+	exhausted uint64
+	// reserved are the addresses kept for each key, in order.
+	reserved map[string][]netip.Addr
 }
 
 func newPool(p Pool) *pool {
-	return &pool{
-		Pool:   p,
-		leases: make(map[netip.Addr]*Lease),
-		held:   newSet(),
-		loose:  make(map[netip.Addr]*Lease),
+	p.Options = p.Options.normalized()
+	out := &pool{Pool: p, first: num{lo: 1}, excluded: spansIn(p.Options.Exclude, p.Prefix)}
+	if first, last, ok := hosts(p.Prefix, p.Range); ok {
+		out.first, out.last = number(first), number(last)
 	}
+	return out
 }
 
-// put adds a lease or replaces that of the same address.
-func (p *pool) put(l Lease) {
-	p.held.add(number(l.Addr))
-	p.leases[l.Addr] = &l
-	delete(p.loose, l.Addr)
-	if p.Network != "" && l.Role == RoleEndpoint && l.Endpoint == "" {
-		p.loose[l.Addr] = &l
+func (p *pool) is4() bool { return p.Prefix.Addr().Is4() }
+
+// automatic reports whether the address may be given to one who wants any.
+func (p *pool) automatic(n num) bool {
+	if n.less(p.first) || p.last.less(n) {
+		return false
 	}
+	_, excluded := spanOf(p.excluded, n)
+	return !excluded
 }
 
-func (p *pool) remove(addr netip.Addr) {
-	p.held.remove(number(addr))
-	delete(p.leases, addr)
-	delete(p.loose, addr)
-}
-
-// forgotten reports whether nobody can be using the lease any more: it is for an
-// endpoint, none has it, and that for longer than dockerd takes to make one.
-func (p *pool) forgotten(l *Lease, now time.Time) bool {
-	_, loose := p.loose[l.Addr]
-	return loose && now.Sub(l.Since) >= ForgetAfter
-}
-
-// pick chooses an automatic address.
-func (p *pool) pick(now time.Time) (netip.Addr, error) {
-	first, last, ok := hosts(p.Prefix, p.Range)
-	if ok {
-		if addr, ok := p.after(first, last); ok {
-			return addr, nil
+// unused returns the lowest address from first to last that is not excluded and
+// was never used.
+func (p *pool) unused(first, last num) (num, bool) {
+	for !last.less(first) {
+		n, ok := p.led.table.free(first, last)
+		if !ok {
+			return num{}, false
 		}
-		if addr, ok := p.oldestForgotten(now); ok {
-			return addr, nil
+		out, excluded := spanOf(p.excluded, n)
+		if !excluded {
+			return n, true
+		}
+		if first = out.last.next(); first == (num{}) {
+			break // past the highest address of all
 		}
 	}
+	return num{}, false
+}
+
+// rotate returns the first address from Next on that was never used, or else from
+// the beginning.
+func (p *pool) rotate() (num, bool) {
+	if p.last.less(p.first) || p.exhausted == p.led.freed {
+		return num{}, false
+	}
+	start := p.first
+	if p.Next.IsValid() {
+		if next := number(p.Next); p.first.less(next) && !p.last.less(next) {
+			start = next
+		}
+	}
+	n, ok := p.unused(start, p.last)
+	if !ok && start != p.first {
+		n, ok = p.unused(p.first, start.prev())
+	}
+	if !ok {
+		p.exhausted = p.led.freed
+	}
+	return n, ok
+}
+
+// isLoose reports whether the lease is one that no endpoint has although one
+// should.
+func (p *pool) isLoose(e *entry) bool {
+	return e.kind == kindLease && p.Network != "" && e.endpoint == 0
+}
+
+// name is the pool for a message to someone who does not know pool IDs.
+func (p *pool) name() string {
+	if p.Network != "" {
+		return fmt.Sprintf("subnet %s of Berth network %s", p.Prefix, short(p.Network))
+	}
+	return fmt.Sprintf("subnet %s, which Berth gave to another network", p.Prefix)
+}
+
+// full is the error when there is nothing to give out. Those that cannot be
+// given out are counted, since they are what the user can change.
+func (p *pool) full() error {
+	where := "pool " + p.Prefix.String()
 	if p.Range != p.Prefix {
-		return netip.Addr{}, fault.Exhausted("no free address in range %s of pool %s", p.Range, p.Prefix)
+		where = fmt.Sprintf("range %s of pool %s", p.Range, p.Prefix)
 	}
-	return netip.Addr{}, fault.Exhausted("no free address in pool %s", p.Prefix)
+	text := fmt.Sprintf("no free address in %s: the pool has %d in use", where, p.held)
+	if n := len(p.reserved); n > 0 {
+		text += fmt.Sprintf(", reservations for %d containers", n)
+	}
+	if n := len(p.led.conflicts); n > 0 {
+		text += fmt.Sprintf(", %d that others on the LAN use", n)
+	}
+	if len(p.excluded) > 0 {
+		text += ", and excluded ranges"
+	}
+	return fault.Exhausted("%s", text)
 }
 
-// after returns the first free address from Next to last, or else from first. The
-// zero Next is less than any address.
-func (p *pool) after(first, last netip.Addr) (netip.Addr, bool) {
-	start := first
-	if first.Less(p.Next) && !last.Less(p.Next) {
-		start = p.Next
-	}
-	is4 := first.Is4()
-	if n, ok := p.held.free(number(start), number(last)); ok {
-		return n.addr(is4), true
-	}
-	if start == first {
-		return netip.Addr{}, false
-	}
-	n, ok := p.held.free(number(first), number(start.Prev()))
-	return n.addr(is4), ok
+// short is an ID as `docker ps` shows it.
+func short(id string) string {
+	const n = 12
+	return id[:min(n, len(id))]
 }
 
-func (p *pool) oldestForgotten(now time.Time) (netip.Addr, bool) {
-	var oldest *Lease
-	for _, l := range p.loose {
-		if !p.Range.Contains(l.Addr) || !p.forgotten(l, now) {
-			continue
-		}
-		if oldest == nil || l.Since.Before(oldest.Since) || l.Since.Equal(oldest.Since) && l.Addr.Less(oldest.Addr) {
-			oldest = l
-		}
-	}
-	if oldest == nil {
-		return netip.Addr{}, false
-	}
-	return oldest.Addr, true
-}
-
-// byKey returns the lease that the container of this name asked for and never
-// used, because the request for its other address failed or the answer was lost.
-func (p *pool) byKey(key string) (*Lease, bool) {
-	if key == "" {
-		return nil, false
-	}
-	var found *Lease
-	for _, l := range p.loose {
-		if l.Key == key && (found == nil || l.Addr.Less(found.Addr)) {
-			found = l
-		}
-	}
-	return found, found != nil
+func unknownPool(id string) error {
+	const most = 80
+	return fault.NotFound("address pool %q is not known to Berth", id[:min(most, len(id))])
 }

@@ -74,8 +74,7 @@ func FuzzParseSupernets(f *testing.F) {
 			assert.Assert(t, errdefs.IsInvalidArgument(err), "%v", err)
 			return
 		}
-		a, _ := newTestAllocator(t, "")
-		a.cfg.Supernets = list
+		a, _ := newTestAllocator(t, s)
 		for _, s := range list {
 			again, err := ParseSupernets(s.String())
 			assert.NilError(t, err)

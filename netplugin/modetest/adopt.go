@@ -26,7 +26,7 @@ func (h *host) adopt(n options.Network) options.Network {
 }
 
 func (s Suite) adopted(t *testing.T) {
-	h := newHost(t)
+	h := s.newHost(t)
 	m, n := s.New(t, h.ns), h.adopt(s.Network(1))
 	ep := s.Endpoint(n, 1)
 	untouched := h.snapshot()
@@ -68,7 +68,7 @@ func (s Suite) adopted(t *testing.T) {
 }
 
 func (s Suite) adoptedGone(t *testing.T) {
-	h := newHost(t)
+	h := s.newHost(t)
 	m, n := s.New(t, h.ns), h.adopt(s.Network(1))
 	ep := s.Endpoint(n, 1)
 	assert.NilError(t, m.EnsureNetwork(t.Context(), n))

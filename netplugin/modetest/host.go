@@ -25,9 +25,12 @@ type host struct {
 	links *link.Handle
 }
 
-func newHost(t testing.TB) *host {
+func (s Suite) newHost(t testing.TB) *host {
 	t.Helper()
 	ns := testkit.NewNetns(t)
+	if s.Prepare != nil {
+		s.Prepare(ns)
+	}
 	h, err := link.Open(link.Options{NetNS: ns.File()})
 	assert.NilError(t, err)
 	t.Cleanup(h.Close)
@@ -100,8 +103,13 @@ func (h *host) plug(n options.Network, ep options.Endpoint) *testkit.Netns {
 		container.Run(argv...)
 	}
 	container.Run("ip", "link", "set", "eth0", "up")
-	for _, s := range n.Subnets {
-		container.Run("ip", "route", "add", "default", "via", s.Gateway.String())
+	for _, p := range []netip.Prefix{ep.IPv4, ep.IPv6} {
+		if gateway := n.GatewayOf(p.Addr()); gateway.IsValid() {
+			container.Run("ip", "route", "add", "default", "via", gateway.String())
+		}
+	}
+	for _, r := range n.RoutesOf(ep) {
+		container.Run("ip", "route", "add", r.Destination.String(), "dev", "eth0")
 	}
 	container.Serve()
 	return container

@@ -60,6 +60,11 @@ type Suite struct {
 	Variants map[string]func(*options.Network)
 	// Adopts says that the mode can make a network on a bridge that is there.
 	Adopts bool
+	// Prepare makes in the host's namespace what was there before Berth; nil for
+	// nothing.
+	Prepare func(*testkit.Netns)
+	// NoRules says that the mode has no firewall rules.
+	NoRules bool
 }
 
 // Variants are those that a mode with a bridge can make.

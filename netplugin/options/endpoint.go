@@ -54,7 +54,7 @@ func ParseEndpoint(n Network, id string, iface *network.EndpointInterface, opts 
 	if err != nil {
 		return Endpoint{}, nil, err
 	}
-	return ep, warnings, nil
+	return ep, warnings, ep.checkLAN(n)
 }
 
 // setInterface reads what dockerd or the IPAM driver has chosen. A MAC address
@@ -181,7 +181,9 @@ func parseEndpointAddress(n Network, s string, is6 bool) (netip.Prefix, error) {
 		return netip.Prefix{}, fault.Invalid("address %s is in no subnet of the network: it has %s", prefix, subnetList(n))
 	case subnet.Pool.Bits() != prefix.Bits():
 		return netip.Prefix{}, fault.Invalid("address %s: want the prefix length of subnet %s", prefix, subnet.Pool)
-	case subnet.Gateway == prefix.Addr():
+	case n.LAN.HostAddrIn(subnet) == prefix.Addr():
+		return netip.Prefix{}, fault.Conflict("address %s is the host's, by the network's option host-access; leave it out with --aux-address or --ip-range", prefix.Addr())
+	case subnet.Gateway == prefix.Addr(), n.Uplink != "" && subnet.ContainerGateway == prefix.Addr():
 		return netip.Prefix{}, fault.Conflict("address %s is the network's gateway", prefix.Addr())
 	case !ipam.IsHost(subnet.Pool, prefix.Addr()):
 		return netip.Prefix{}, fault.Invalid("address %s: want the address of a host in subnet %s", prefix.Addr(), subnet.Pool)

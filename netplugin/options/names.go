@@ -13,6 +13,9 @@ const (
 	bridgePrefix        = "bth"
 	hostLinkPrefix      = "bv"
 	containerLinkPrefix = "bc"
+	privateLinkPrefix   = "bp"
+	privatePeerPrefix   = "bq"
+	shimPrefix          = "bs"
 )
 
 // BridgeName is the name of a network's bridge when the user gave none: "bth"
@@ -29,6 +32,18 @@ func EndpointLinks(endpointID string, attempt int) (hostLink, containerLink stri
 	d := digits(endpointID, attempt)
 	return hostLinkPrefix + d, containerLinkPrefix + d
 }
+
+// PrivateLinks are the names of the link that a network without a parent has
+// instead, "bp" and 12 digits of the network ID, and of its other end, if it has one
+// ("bq").
+func PrivateLinks(networkID string) (private, peer string) {
+	d := digits(networkID, 0)
+	return privateLinkPrefix + d, privatePeerPrefix + d
+}
+
+// ShimName is the name of the host's own link beside those of the containers on a
+// parent: "bs" and 12 digits of the hash of the parent's name.
+func ShimName(parent string) string { return shimPrefix + digits("parent "+parent, 0) }
 
 // digits are the first 12 of the ID, which users know from `docker ps`, or, if
 // those are taken or not hex digits (swarm's IDs), 12 of its hash.

@@ -33,11 +33,6 @@ const (
 	maxMTU  = 65535
 )
 
-// networkOther are names that belong to other modes of network.
-func networkOther() []string {
-	return []string{"parent", "macvlan_mode", "ipvlan_mode", "ipvlan_flag"}
-}
-
 // networkDockerd are names on which dockerd acts itself for every driver.
 func networkDockerd() []string {
 	return []string{
@@ -151,14 +146,11 @@ func sortNetworkOptions(opts map[string]string) (map[string]given, []string, err
 			if b, err := parseBool(key, value); err != nil || b {
 				return nil, nil, fault.Invalid("option %s=%s: want false, there is one default bridge and it is Docker's", key, shown(value))
 			}
-		case slices.Contains(networkOther(), key):
-			return nil, nil, fault.Invalid("option %s=%s: not supported yet, Berth makes bridge networks only", key, shown(value))
 		case slices.Contains(networkDockerd(), key):
 		case strings.HasPrefix(key, dockerPrefix):
 			warnings = append(warnings, fmt.Sprintf("option %s=%s is not known to Berth and has no effect", shown(key), shown(value)))
 		default:
-			known := slices.Concat(slices.Collect(maps.Keys(names)), networkOther())
-			return nil, nil, unknown(key, known, ownNames(slices.Collect(maps.Keys(networkOptions()))))
+			return nil, nil, unknown(key, slices.Collect(maps.Keys(names)), ownNames(slices.Collect(maps.Keys(networkOptions()))))
 		}
 	}
 	return values, warnings, nil

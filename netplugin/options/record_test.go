@@ -105,6 +105,11 @@ func TestRecordsAreLossless(t *testing.T) {
 		NoICC:   true, InhibitIPv4: true, Adopted: true, AdoptedAddrs: []netip.Prefix{prefix("10.2.0.1/24"), prefix("fd00:1::1/64")},
 		HostFirewall: true, Sources: []netip.Prefix{prefix("10.0.0.0/8"), prefix("::/0")}, Trusted: []string{"eth1"}, NoProxy: true,
 		Routes: routes, RateIn: 8000, RateOut: maxRate,
+		Uplink: "eth1.50", UplinkUp: true, SpoofCheck: true,
+		LAN: LAN{
+			Parent: "eth1", Type: IPvlanL2, Flag: IPvlanVEPA, HostAccess: true, HostAddrs: []netip.Addr{addr("10.2.0.9"), addr("fd00:1::9")},
+			BroadcastQueue: 2000, GatewayBridge: true,
+		},
 	}
 	ep := Endpoint{
 		ID: "e", NetworkID: "n", HostLink: "bv0", ContainerLink: "bc0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1},
@@ -115,7 +120,7 @@ func TestRecordsAreLossless(t *testing.T) {
 		},
 		NoProxy6to4: true,
 	}
-	for _, value := range []any{n, ep, n.IPv4, n.Subnets[0]} {
+	for _, value := range []any{n, ep, n.IPv4, n.LAN, n.Subnets[0]} {
 		v := reflect.ValueOf(value)
 		for i := range v.NumField() {
 			assert.Assert(t, !v.Field(i).IsZero(), "%s.%s has no value in this test", v.Type(), v.Type().Field(i).Name)

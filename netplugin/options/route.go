@@ -107,12 +107,12 @@ func (ep Endpoint) addressFor(r Route) netip.Prefix {
 	return ep.IPv4
 }
 
-// RoutesOf are the network's routes and then the endpoint's that the kernel of its
+// RoutesOf are the way out where that is no gateway, the network's routes and then the endpoint's that the kernel of its
 // container accepts: in families that it has an address of, and with next hops in
 // its own subnet that are not itself. It is the router of the others, then.
 func (n Network) RoutesOf(ep Endpoint) []Route {
 	var routes []Route
-	for _, r := range slices.Concat(n.Routes, ep.Routes) {
+	for _, r := range slices.Concat(n.wayOut(), n.Routes, ep.Routes) {
 		own := ep.addressFor(r)
 		if own.IsValid() && (!r.NextHop.IsValid() || own.Contains(r.NextHop) && own.Addr() != r.NextHop) {
 			routes = append(routes, r)

@@ -9,13 +9,16 @@ import (
 )
 
 // setPublish reads who reaches published ports: open, host-firewall or a list of
-// prefixes.
+// prefixes; or gwbridge, which leaves publishing to Docker.
 func (n *Network) setPublish(g given) error {
 	switch g.value {
 	case "open":
 		return nil
 	case "host-firewall":
 		n.HostFirewall = true
+		return nil
+	case "gwbridge":
+		n.LAN.GatewayBridge = true
 		return nil
 	}
 	words := strings.Split(g.value, ",")

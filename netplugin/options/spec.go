@@ -12,14 +12,17 @@ type Mode string
 
 // The modes. Bridge is the default.
 const (
-	ModeBridge Mode = "bridge"
+	ModeBridge  Mode = "bridge"
+	ModeMacvlan Mode = "macvlan"
+	ModeIPvlan  Mode = "ipvlan"
 )
 
 // A Subnet is one pool of a network with the addresses that have a role in it.
 type Subnet struct {
 	// Pool is the whole subnet, masked.
 	Pool netip.Prefix
-	// Gateway is the address of the bridge; the zero Addr means none.
+	// Gateway is the address of the bridge, or of a router on the LAN; the zero Addr
+	// means none.
 	Gateway netip.Addr
 	// ContainerGateway is the default gateway of the containers where that is
 	// another host of the subnet than the bridge; the zero Addr means Gateway.
@@ -86,6 +89,17 @@ type Network struct {
 	// RateIn and RateOut limit what each container receives and sends, in bits per
 	// second; 0 is no limit.
 	RateIn, RateOut int64 `json:",omitempty"`
+	// Uplink is a link of the host that is a port of the bridge, so that the
+	// containers are on its LAN; "" is none. The bridge has no address then. NAME.ID
+	// that does not exist is made, see SegmentVLAN.
+	Uplink string `json:",omitempty"`
+	// UplinkUp says that the uplink was up before the network, and stays so after it.
+	UplinkUp bool `json:",omitempty"`
+	// SpoofCheck lets each container of a bridge send with its own MAC and IP addresses
+	// only (see link.Veth.Guarded).
+	SpoofCheck bool `json:",omitempty"`
+	// LAN is for the modes macvlan and ipvlan.
+	LAN LAN `json:",omitzero"`
 }
 
 // A GatewayMode is what the bridge is for one address family, by Docker's names.
@@ -132,13 +146,16 @@ func (n Network) FamilyOf(addr netip.Addr) Family {
 }
 
 // SkipGateway4 reports whether nobody would use an IPv4 gateway address: the
-// bridge does not take it, and there is no way out through another host.
+// bridge does not take it, and there is no way out through another host. A LAN has
+// its gateway elsewhere: there it is one that the user names.
 func (n Network) SkipGateway4() bool {
-	return n.IPv4.Mode == GatewayIsolated || n.InhibitIPv4 && n.Internal
+	return n.IsLAN() || n.Uplink != "" || n.IPv4.Mode == GatewayIsolated || n.InhibitIPv4 && n.Internal
 }
 
 // SkipGateway6 is SkipGateway4 for IPv6.
-func (n Network) SkipGateway6() bool { return n.IPv6.Mode == GatewayIsolated }
+func (n Network) SkipGateway6() bool {
+	return n.IsLAN() || n.Uplink != "" || n.IPv6.Mode == GatewayIsolated
+}
 
 // A Route is one that containers get, masked.
 type Route struct {
@@ -164,10 +181,11 @@ type Endpoint struct {
 	ID        string
 	NetworkID string
 	// HostLink stays on the bridge, ContainerLink is moved into the sandbox by
-	// dockerd; at most 15 bytes each. ParseEndpoint leaves them empty for the
+	// dockerd; at most 15 bytes each. LAN networks have no HostLink. ParseEndpoint leaves them empty for the
 	// driver, as with Network.Bridge.
 	HostLink, ContainerLink string
-	// MAC of the container's end: the user's, or one that Berth generated.
+	// MAC of the container's end: the user's, or one that Berth generated; nil for
+	// the parent's (see Network.SharesMAC).
 	MAC net.HardwareAddr
 	// IPv4 and IPv6 carry the network's prefix length; invalid when not given.
 	IPv4, IPv6 netip.Prefix

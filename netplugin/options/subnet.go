@@ -122,14 +122,32 @@ func (n *Network) checkSubnets() (warnings []string, _ error) {
 		if is6 && n.MTU != 0 && n.MTU < minMTU6 {
 			return nil, fault.Invalid("option mtu=%d: want a number from %d to %d on a network with IPv6", n.MTU, minMTU6, maxMTU)
 		}
+		switch {
+		case n.IsLAN():
+			skip = n.needsNoGateway()
+		case n.Uplink != "":
+			// A router of the LAN; the bridge must not take its address.
+			if skip = false; !subnet.ContainerGateway.IsValid() {
+				subnet.ContainerGateway = subnet.Gateway
+			}
+			subnet.Gateway = netip.Addr{}
+			n.Subnets[i] = subnet
+		}
 		if subnet.ContainerGateway.IsValid() && n.Internal {
 			return nil, fault.Invalid("aux address DefaultGatewayIPv4 or DefaultGatewayIPv6 %s: containers of an internal network have no default gateway, leave it out",
 				subnet.ContainerGateway)
 		}
 		if skip && subnet.Gateway.IsValid() {
-			warnings = append(warnings, fmt.Sprintf("gateway %s is not used: the bridge has no address in subnet %s", subnet.Gateway, subnet.Pool))
+			why := "the bridge has no address in subnet " + subnet.Pool.String()
+			if n.IsLAN() {
+				why = "containers of this network have no gateway in subnet " + subnet.Pool.String()
+			}
+			warnings = append(warnings, fmt.Sprintf("gateway %s is not used: %s", subnet.Gateway, why))
 			n.Subnets[i].Gateway = netip.Addr{}
 		}
+	}
+	if err := n.checkHostAddrs(); err != nil {
+		return nil, err
 	}
 	return warnings, n.checkRoutes("routes", n.Routes)
 }

@@ -24,25 +24,33 @@ const keyBinding = "com.docker.network.bridge.host_binding_ipv4"
 // networkOptions are the options of a network by Berth's short name.
 func networkOptions() map[string]networkOption {
 	return map[string]networkOption{
-		"mode":       {"", func(_ *Network, g given) error { return checkMode(g) }},
-		"bridge":     {"com.docker.network.bridge.name", (*Network).setBridge},
-		"mtu":        {"com.docker.network.driver.mtu", (*Network).setMTU},
-		"ifprefix":   {"com.docker.network.container_iface_prefix", (*Network).setPrefix},
-		"gateway4":   {"com.docker.network.bridge.gateway_mode_ipv4", func(n *Network, g given) error { return n.IPv4.setMode(g) }},
-		"gateway6":   {"com.docker.network.bridge.gateway_mode_ipv6", func(n *Network, g given) error { return n.IPv6.setMode(g) }},
-		"masquerade": {"com.docker.network.bridge.enable_ip_masquerade", flag(func(n *Network, b bool) { n.Masquerade = b })},
-		"icc":        {"com.docker.network.bridge.enable_icc", flag(func(n *Network, b bool) { n.NoICC = !b })},
-		"inhibit4":   {"com.docker.network.bridge.inhibit_ipv4", flag(func(n *Network, b bool) { n.InhibitIPv4 = b })},
-		"proxy":      {"", flag(func(n *Network, b bool) { n.NoProxy = !b })},
-		"source4":    {"com.docker.network.host_ipv4", func(n *Network, g given) error { return setSource(&n.IPv4, g, false) }},
-		"source6":    {"com.docker.network.host_ipv6", func(n *Network, g given) error { return setSource(&n.IPv6, g, true) }},
-		"binding4":   {keyBinding, (*Network).setBinding4},
-		"binding6":   {"", (*Network).setBinding6},
-		"trusted":    {"com.docker.network.bridge.trusted_host_interfaces", (*Network).setTrusted},
-		"publish":    {"", (*Network).setPublish},
-		"routes":     {"", func(n *Network, g given) (err error) { n.Routes, err = parseRoutes(g); return err }},
-		"rate.in":    {"", func(n *Network, g given) (err error) { n.RateIn, err = parseRate(g); return err }},
-		"rate.out":   {"", func(n *Network, g given) (err error) { n.RateOut, err = parseRate(g); return err }},
+		"mode":         {"", (*Network).setMode},
+		"bridge":       {"com.docker.network.bridge.name", (*Network).setBridge},
+		"mtu":          {"com.docker.network.driver.mtu", (*Network).setMTU},
+		"ifprefix":     {"com.docker.network.container_iface_prefix", (*Network).setPrefix},
+		"gateway4":     {"com.docker.network.bridge.gateway_mode_ipv4", func(n *Network, g given) error { return n.IPv4.setMode(g) }},
+		"gateway6":     {"com.docker.network.bridge.gateway_mode_ipv6", func(n *Network, g given) error { return n.IPv6.setMode(g) }},
+		"masquerade":   {"com.docker.network.bridge.enable_ip_masquerade", flag(func(n *Network, b bool) { n.Masquerade = b })},
+		"icc":          {"com.docker.network.bridge.enable_icc", flag(func(n *Network, b bool) { n.NoICC = !b })},
+		"inhibit4":     {"com.docker.network.bridge.inhibit_ipv4", flag(func(n *Network, b bool) { n.InhibitIPv4 = b })},
+		"proxy":        {"", flag(func(n *Network, b bool) { n.NoProxy = !b })},
+		"source4":      {"com.docker.network.host_ipv4", func(n *Network, g given) error { return setSource(&n.IPv4, g, false) }},
+		"source6":      {"com.docker.network.host_ipv6", func(n *Network, g given) error { return setSource(&n.IPv6, g, true) }},
+		"binding4":     {keyBinding, (*Network).setBinding4},
+		"binding6":     {"", (*Network).setBinding6},
+		"trusted":      {"com.docker.network.bridge.trusted_host_interfaces", (*Network).setTrusted},
+		"publish":      {"", (*Network).setPublish},
+		"uplink":       {"", (*Network).setUplink},
+		"spoof-check":  {"", flag(func(n *Network, b bool) { n.SpoofCheck = b })},
+		"parent":       {"", (*Network).setParent},
+		"macvlan_mode": {"", (*Network).setMacvlan},
+		"ipvlan_mode":  {"", (*Network).setIPvlan},
+		"ipvlan_flag":  {"", (*Network).setIPvlanFlag},
+		"bcqueuelen":   {"", (*Network).setBroadcastQueue},
+		"host-access":  {"", (*Network).setHostAccess},
+		"routes":       {"", func(n *Network, g given) (err error) { n.Routes, err = parseRoutes(g); return err }},
+		"rate.in":      {"", func(n *Network, g given) (err error) { n.RateIn, err = parseRate(g); return err }},
+		"rate.out":     {"", func(n *Network, g given) (err error) { n.RateOut, err = parseRate(g); return err }},
 	}
 }
 
@@ -73,6 +81,9 @@ func (n *Network) set(values map[string]given) error {
 			return err
 		}
 	}
+	if err := n.decideMode(values); err != nil {
+		return err
+	}
 	return n.check(values)
 }
 
@@ -83,17 +94,6 @@ func flag(set func(*Network, bool)) func(*Network, given) error {
 			set(n, b)
 		}
 		return err
-	}
-}
-
-func checkMode(g given) error {
-	switch g.value {
-	case string(ModeBridge):
-		return nil
-	case "macvlan", "ipvlan":
-		return fault.Invalid("option mode=%s: not supported yet, want bridge", g.value)
-	default:
-		return fault.Invalid("option mode=%s: want bridge", shown(g.value))
 	}
 }
 

@@ -86,6 +86,26 @@ func (c *Client) Ports(ctx context.Context, network string) (ports []Port, _ err
 	return ports, c.call(ctx, http.MethodGet, pathPorts+inNetwork(network), nil, &ports)
 }
 
+// Leases lists the leases of a network, or of all if that is "".
+func (c *Client) Leases(ctx context.Context, network string) (leases []Lease, _ error) {
+	return leases, c.call(ctx, http.MethodGet, pathLeases+inNetwork(network), nil, &leases)
+}
+
+// ReserveLease is Networks.ReserveLease.
+func (c *Client) ReserveLease(ctx context.Context, req ReserveRequest) (lease Lease, _ error) {
+	return lease, c.call(ctx, http.MethodPost, pathReserve, req, &lease)
+}
+
+// ReleaseLease is Networks.ReleaseLease.
+func (c *Client) ReleaseLease(ctx context.Context, req ReleaseRequest) (lease Lease, _ error) {
+	return lease, c.call(ctx, http.MethodPost, pathRelease, req, &lease)
+}
+
+// Pools lists all pools, the oldest first.
+func (c *Client) Pools(ctx context.Context) (pools []Pool, _ error) {
+	return pools, c.call(ctx, http.MethodGet, pathPools, nil, &pools)
+}
+
 // Doctor asks for the findings about the host and the services.
 func (c *Client) Doctor(ctx context.Context) (findings []Finding, _ error) {
 	return findings, c.call(ctx, http.MethodGet, pathDoctor, nil, &findings)

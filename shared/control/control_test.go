@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -32,6 +33,10 @@ type records struct {
 	removed   []string
 	collected []CollectRequest
 	findings  []Finding
+	leases    []Lease
+	pools     []Pool
+	reserved  []ReserveRequest
+	released  []ReleaseRequest
 }
 
 func (r *records) Networks(context.Context) ([]Network, error) {
@@ -67,6 +72,27 @@ func (r *records) Endpoints(_ context.Context, network string) (found []Endpoint
 func (r *records) Collect(_ context.Context, req CollectRequest) (CollectReport, error) {
 	r.collected = append(r.collected, req)
 	return CollectReport{Endpoints: r.endpoints}, r.fail
+}
+
+func (r *records) Leases(_ context.Context, network string) (found []Lease, _ error) {
+	for _, l := range r.leases {
+		if network == "" || l.NetworkID == network {
+			found = append(found, l)
+		}
+	}
+	return found, r.fail
+}
+
+func (r *records) Pools(context.Context) ([]Pool, error) { return r.pools, r.fail }
+
+func (r *records) ReserveLease(_ context.Context, req ReserveRequest) (Lease, error) {
+	r.reserved = append(r.reserved, req)
+	return r.leases[0], r.fail
+}
+
+func (r *records) ReleaseLease(_ context.Context, req ReleaseRequest) (Lease, error) {
+	r.released = append(r.released, req)
+	return r.leases[0], r.fail
 }
 
 func (r *records) Findings(context.Context) []Finding { return r.findings }
@@ -119,14 +145,33 @@ func full() *records {
 	}
 	return &records{
 		networks: []Network{{
-			ID: "n1", State: NetworkReady, Mode: "bridge", Bridge: "bth1", Created: time.Unix(50, 0).UTC(),
+			ID: "n1", State: NetworkReady, Mode: "macvlan", Bridge: "bth1", Uplink: "eth2", Parent: "eth1", LANType: "private", HostAccess: true, Created: time.Unix(50, 0).UTC(),
 			Subnets: []Subnet{{Pool: netip.MustParsePrefix("10.1.0.0/24"), Gateway: netip.MustParseAddr("10.1.0.1")}, {Pool: netip.MustParsePrefix("10.2.0.0/24")}},
 			ICC:     true, IPv4: Family{GatewayMode: "nat", Source: netip.MustParseAddr("192.0.2.1")}, Endpoints: 1, Ports: 2,
 			Publish: PublishPolicy{Sources: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}},
 			Routes:  []Route{{Destination: netip.MustParsePrefix("10.9.0.0/16"), NextHop: netip.MustParseAddr("10.1.0.9")}},
 		}},
 		endpoints: []Endpoint{ep, {ID: "e2", NetworkID: "n2", State: EndpointAlive}},
-		findings:  []Finding{{ID: "networks", Status: StatusWarn, Summary: "one", Detail: "two", Cure: "three"}},
+		leases: []Lease{
+			{
+				NetworkID: "n1", PoolID: "p1", Addr: netip.MustParseAddr("10.1.0.2"), State: LeaseActive, Key: "web", Reserved: true, Pinned: true,
+				MAC: "02:00:00:00:00:01", EndpointID: "e1", Since: time.Unix(100, 0).UTC(), Until: time.Unix(900, 0).UTC(),
+				DHCP: &DHCPLease{
+					Server: netip.MustParseAddr("10.1.0.254"), ClientID: "ff00", Hostname: "web", State: DHCPBound,
+					Renews: time.Unix(500, 0).UTC(), Expires: time.Unix(900, 0).UTC(),
+				},
+			},
+			{NetworkID: "n2", PoolID: "p2", Addr: netip.MustParseAddr("fd00::1"), State: LeaseGateway},
+		},
+		pools: []Pool{
+			{
+				ID: "p1", NetworkID: "n1", Prefix: netip.MustParsePrefix("10.1.0.0/24"), Range: netip.MustParsePrefix("10.1.0.0/28"), Parent: "eth1",
+				Since: time.Unix(40, 0).UTC(), Sticky: true, Quarantine: time.Minute, Probe: "fast", Conflict: "warn",
+				Exclude: []string{"10.1.0.9"}, DHCP: true, Size: 14, Used: 1, Reserved: 2, Quarantined: 3, Conflicts: 4, Free: 4, Released: 2,
+			},
+			{ID: "p2", Prefix: netip.MustParsePrefix("fd00::/64"), Size: math.MaxUint64, Free: math.MaxUint64},
+		},
+		findings: []Finding{{ID: "networks", Status: StatusWarn, Summary: "one", Detail: "two", Cure: "three"}},
 	}
 }
 
@@ -165,6 +210,28 @@ func TestAnswersArriveWhole(t *testing.T) {
 	assert.DeepEqual(t, want.collected, []CollectRequest{{Network: "n1", DryRun: true}})
 	assert.NilError(t, client.RemoveNetwork(ctx, "n1"))
 	assert.DeepEqual(t, want.removed, []string{"n1"})
+
+	leases, err := client.Leases(ctx, "")
+	assert.NilError(t, err)
+	assert.DeepEqual(t, leases, want.leases, cmpAddrs)
+	leases, err = client.Leases(ctx, "n2")
+	assert.NilError(t, err)
+	assert.DeepEqual(t, leases, want.leases[1:], cmpAddrs)
+	leases, err = client.Leases(ctx, "n3")
+	assert.NilError(t, err)
+	assert.Assert(t, leases != nil && len(leases) == 0, "an empty list is [], not null")
+	pools, err := client.Pools(ctx)
+	assert.NilError(t, err)
+	assert.DeepEqual(t, pools, want.pools, cmpAddrs)
+	addr := netip.MustParseAddr("10.1.0.2")
+	lease, err := client.ReserveLease(ctx, ReserveRequest{Network: "n1", Addr: addr, Key: "web"})
+	assert.NilError(t, err)
+	assert.DeepEqual(t, lease, want.leases[0], cmpAddrs)
+	assert.DeepEqual(t, want.reserved, []ReserveRequest{{Network: "n1", Addr: addr, Key: "web"}}, cmpAddrs)
+	lease, err = client.ReleaseLease(ctx, ReleaseRequest{Network: "n1", Addr: addr})
+	assert.NilError(t, err)
+	assert.DeepEqual(t, lease, want.leases[0], cmpAddrs)
+	assert.DeepEqual(t, want.released, []ReleaseRequest{{Network: "n1", Addr: addr}}, cmpAddrs)
 
 	findings, err := client.Doctor(ctx)
 	assert.NilError(t, err)

@@ -10,6 +10,10 @@
 //	GET    /Berth/v1/endpoints?network=ID     []Endpoint
 //	POST   /Berth/v1/endpoints/collect        CollectRequest, CollectReport
 //	GET    /Berth/v1/ports?network=ID         []Port
+//	GET    /Berth/v1/leases?network=ID        []Lease
+//	POST   /Berth/v1/leases/reserve           ReserveRequest, Lease
+//	POST   /Berth/v1/leases/release           ReleaseRequest, Lease
+//	GET    /Berth/v1/pools                    []Pool
 //	GET    /Berth/v1/doctor                   []Finding
 //	GET    /Berth/v1/metrics                  Prometheus' text format
 //
@@ -36,6 +40,10 @@ const (
 	pathEndpoints = "endpoints"
 	pathCollect   = "endpoints/collect"
 	pathPorts     = "ports"
+	pathLeases    = "leases"
+	pathReserve   = "leases/reserve"
+	pathRelease   = "leases/release"
+	pathPools     = "pools"
 	pathDoctor    = "doctor"
 	pathMetrics   = "metrics"
 )

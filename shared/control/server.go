@@ -105,6 +105,22 @@ func New(cfg Config) *Server {
 		}
 		return list(ports, err)
 	})
+	get(pathLeases, func(r *http.Request) (any, error) {
+		n, err := s.networks()
+		if err != nil {
+			return nil, err
+		}
+		return list(n.Leases(r.Context(), r.URL.Query().Get("network")))
+	})
+	s.handle(http.MethodPost, pathReserve, s.reserve)
+	s.handle(http.MethodPost, pathRelease, s.release)
+	get(pathPools, func(r *http.Request) (any, error) {
+		n, err := s.networks()
+		if err != nil {
+			return nil, err
+		}
+		return list(n.Pools(r.Context()))
+	})
 	if cfg.Metrics != nil {
 		s.mux.Handle(http.MethodGet+" "+Prefix+version+"/"+pathMetrics, cfg.Metrics)
 	}
@@ -214,6 +230,51 @@ func (s *Server) collect(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return n.Collect(r.Context(), req)
+}
+
+func (s *Server) reserve(r *http.Request) (any, error) {
+	var req ReserveRequest
+	err := decode(r.Body, &req)
+	if err == nil {
+		req.Addr, err = leaseAddr(req.Network, req.Addr)
+	}
+	if err == nil {
+		req.Key, err = LeaseKey(req.Key)
+	}
+	if err != nil {
+		return nil, err
+	}
+	n, err := s.networks()
+	if err != nil {
+		return nil, err
+	}
+	lease, err := n.ReserveLease(r.Context(), req)
+	if err != nil {
+		return nil, err
+	}
+	s.log.WithFields(logrus.Fields{"network": req.Network, "address": req.Addr, "key": req.Key}).Info("address reserved by an operator")
+	return lease, nil
+}
+
+func (s *Server) release(r *http.Request) (any, error) {
+	var req ReleaseRequest
+	err := decode(r.Body, &req)
+	if err == nil {
+		req.Addr, err = leaseAddr(req.Network, req.Addr)
+	}
+	if err != nil {
+		return nil, err
+	}
+	n, err := s.networks()
+	if err != nil {
+		return nil, err
+	}
+	lease, err := n.ReleaseLease(r.Context(), req)
+	if err != nil {
+		return nil, err
+	}
+	s.log.WithFields(logrus.Fields{"network": req.Network, "address": req.Addr, "state": lease.State}).Info("address released by an operator")
+	return lease, nil
 }
 
 // handle adds a call. What it serves is sent as JSON.

@@ -80,11 +80,25 @@ type Network struct {
 	State NetworkState
 	// Mode is the way it attaches containers, as "bridge".
 	Mode string
-	// Bridge is the name of its link; Adopted says that it was there before.
+	// Bridge is the name of its own link, "" in modes that have none; Adopted says
+	// that it was there before.
 	Bridge  string
 	Adopted bool `json:",omitempty"`
-	Created time.Time
-	Subnets []Subnet
+	// Uplink is the link that joins the bridge to a LAN; "" is none.
+	Uplink string `json:",omitempty"`
+	// SpoofCheck says that containers can send with their own addresses only.
+	SpoofCheck bool `json:",omitempty"`
+	// Parent is the link of the LAN that containers are on, in the modes "macvlan"
+	// and "ipvlan"; "" is none: they reach each other only.
+	Parent string `json:",omitempty"`
+	// LANType is what the mode does with the parent: "bridge", "private", "vepa" or
+	// "passthru" of macvlan, "l2", "l3" or "l3s" of ipvlan; "" in other modes.
+	LANType string `json:",omitempty"`
+	// HostAccess says that the host reaches the containers, and they the host, in
+	// spite of the mode.
+	HostAccess bool `json:",omitempty"`
+	Created    time.Time
+	Subnets    []Subnet
 	// Internal networks have no way out.
 	Internal bool
 	// ICC says that its containers reach each other.
@@ -234,6 +248,24 @@ type Networks interface {
 	// Collect removes endpoints whose container is certainly gone, without the
 	// time that the daemon itself waits.
 	Collect(context.Context, CollectRequest) (CollectReport, error)
+	// Leases lists the addresses of a network, or of all if that is "", that are
+	// not simply free. A network that shares its parent with others has those that
+	// its own pools gave.
+	Leases(ctx context.Context, network string) ([]Lease, error)
+	// Pools lists all pools, the oldest first.
+	Pools(context.Context) ([]Pool, error)
+	// ReserveLease keeps an address for a key, which gets it at its next request,
+	// whatever it had before, and nobody else does. It is a conflict when the
+	// address is reserved for another key, when it is in use for another one or by
+	// somebody else on the LAN, or when it is the network's own; it is invalid when
+	// containers cannot have it.
+	ReserveLease(context.Context, ReserveRequest) (Lease, error)
+	// ReleaseLease makes an address free for all: it takes away a reservation, what
+	// is kept for a key, a quarantine, the mark of a conflict, and what was requested
+	// and is used by no endpoint. It returns the lease as it was. It is a conflict
+	// when an endpoint is alive with the address or when it is the network's own;
+	// an address that is free already is not found.
+	ReleaseLease(context.Context, ReleaseRequest) (Lease, error)
 	// Findings says what of the networks is not in order.
 	Findings(context.Context) []Finding
 }

@@ -20,9 +20,20 @@ import (
 const (
 	EnvLogLevel    = "BERTH_LOG_LEVEL"
 	EnvPools       = "BERTH_POOLS"
+	EnvIPAMKey     = "BERTH_IPAM_KEY"
 	EnvScope       = "BERTH_SCOPE"
 	EnvMetricsAddr = "BERTH_METRICS_ADDR"
 	EnvSysctlDir   = "BERTH_SYSCTL_DIR"
+)
+
+// The values of EnvIPAMKey.
+const (
+	// IPAMKeyName keeps addresses for names of containers, which Docker tells
+	// from Engine 29 on.
+	IPAMKeyName = "name"
+	// IPAMKeyMAC keeps addresses for MAC addresses. Docker then asks for an address
+	// with a MAC, one of its own making where the user gave none.
+	IPAMKeyMAC = "mac"
 )
 
 // Settings are the validated environment.
@@ -32,6 +43,9 @@ type Settings struct {
 	// Pools lists the supernets that automatic subnets are taken from, in the
 	// form of netplugin/ipam; "" is the default list.
 	Pools string
+	// IPAMKey is what an address is kept for when its container is gone,
+	// IPAMKeyName (default) or IPAMKeyMAC.
+	IPAMKey string
 	// Scope is what volumes report to swarm, "local" (default) or "global".
 	Scope string
 	// MetricsAddr is the HOST:PORT where Prometheus metrics are served; "" is
@@ -48,6 +62,7 @@ func Read(getenv func(string) string) (Settings, error) {
 	s := Settings{
 		LogLevel:    logrus.InfoLevel,
 		Pools:       getenv(EnvPools),
+		IPAMKey:     IPAMKeyName,
 		Scope:       "local",
 		MetricsAddr: getenv(EnvMetricsAddr),
 		SysctlDir:   "/proc/sys/net",
@@ -59,6 +74,12 @@ func Read(getenv func(string) string) (Settings, error) {
 			errs = append(errs, fault.Invalid("%s=%q: want one of trace, debug, info, warn, error", EnvLogLevel, v))
 		}
 		s.LogLevel = level
+	}
+	if v := getenv(EnvIPAMKey); v != "" {
+		s.IPAMKey = strings.ToLower(v)
+		if s.IPAMKey != IPAMKeyName && s.IPAMKey != IPAMKeyMAC {
+			errs = append(errs, fault.Invalid("%s=%q: want name or mac", EnvIPAMKey, v))
+		}
 	}
 	if v := getenv(EnvScope); v != "" {
 		s.Scope = strings.ToLower(v)

@@ -145,7 +145,7 @@ func compare(p engine.Plugin, networks []control.Network, endpoints []control.En
 		if !was && !is && n.State == control.NetworkReady {
 			findings = append(findings, control.Finding{
 				ID: "network-unknown-to-docker", Status: control.StatusWarn,
-				Summary: fmt.Sprintf("Berth has the network %s (%s), and Docker does not know it", formatter.TruncateID(n.ID), n.Bridge),
+				Summary: fmt.Sprintf("Berth has the network %s (%s), and Docker does not know it", formatter.TruncateID(n.ID), linkOf(n)),
 				Detail:  "Docker does not tell a plugin of what is removed while it is disabled. The network keeps its bridge and its subnets.",
 				Cure:    "docker berth network prune --force",
 			})

@@ -88,6 +88,14 @@ func ago(t time.Time) string {
 	return units.HumanDuration(time.Since(t)) + " ago"
 }
 
+// until is a time to come as tables show it; "" for the zero time.
+func until(t time.Time) string {
+	if left := time.Until(t); !t.IsZero() && left > 0 {
+		return "in " + strings.ToLower(units.HumanDuration(left))
+	}
+	return ago(t)
+}
+
 // at is a time as templates and JSON show it; "" for the zero time.
 func at(t time.Time) string {
 	if t.IsZero() {

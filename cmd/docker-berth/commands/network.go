@@ -33,7 +33,7 @@ func (a *app) networkListCommand() *cobra.Command {
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return a.listNetworks(cmd.Context(), &o) },
 	}
-	o.install(cmd, "Only display network IDs", "state=broken", "id", "name", "mode", "bridge", "state")
+	o.install(cmd, "Only display network IDs", "state=broken", "id", "name", "mode", "bridge", "parent", "state")
 	return cmd
 }
 
@@ -51,7 +51,7 @@ func (a *app) listNetworks(ctx context.Context, o *listOptions) error {
 	for _, n := range sorted(networks, view) {
 		name := view.Network(n.ID)
 		if args.FuzzyMatch("id", n.ID) && args.Match("name", name) && args.ExactMatch("mode", n.Mode) &&
-			args.ExactMatch("bridge", n.Bridge) && args.ExactMatch("state", string(n.State)) {
+			args.ExactMatch("bridge", linkOf(n)) && args.ExactMatch("parent", n.Parent) && args.ExactMatch("state", string(n.State)) {
 			rows = append(rows, &networkRow{n: n, name: name, o: o})
 		}
 	}
@@ -61,7 +61,7 @@ func (a *app) listNetworks(ctx context.Context, o *listOptions) error {
 		header: formatter.SubHeaderContext{
 			"ID": "NETWORK ID", "Name": "NAME", "Mode": "MODE", "Bridge": "BRIDGE", "Subnets": "SUBNETS",
 			"Endpoints": "ENDPOINTS", "Ports": "PORTS", "State": "STATE", "Created": "CREATED", "CreatedAt": "CREATED AT",
-			"Internal": "INTERNAL", "Gateway": "GATEWAY MODE",
+			"Internal": "INTERNAL", "Gateway": "GATEWAY MODE", "Parent": "PARENT", "LANType": "LAN TYPE", "HostAccess": "HOST ACCESS", "Uplink": "UPLINK",
 		},
 	}, rows)
 }
@@ -83,6 +83,9 @@ func sorted(networks []control.Network, view engine.View) []control.Network {
 	})
 	return networks
 }
+
+// linkOf is the name of the link that joins a network's containers.
+func linkOf(n control.Network) string { return cmp.Or(n.Parent, n.Bridge) }
 
 func compareNames(x, y string) int {
 	switch {
@@ -117,8 +120,21 @@ func (r *networkRow) Name() string { return r.name }
 // Mode is how containers are attached.
 func (r *networkRow) Mode() string { return r.n.Mode }
 
-// Bridge is the name of the link.
-func (r *networkRow) Bridge() string { return r.n.Bridge }
+// Bridge is the name of the link that containers are joined by: the bridge, or in
+// other modes the parent.
+func (r *networkRow) Bridge() string { return linkOf(r.n) }
+
+// Parent is the link whose LAN the containers are on; "" is none.
+func (r *networkRow) Parent() string { return r.n.Parent }
+
+// LANType is what macvlan or ipvlan does with the parent; "" in other modes.
+func (r *networkRow) LANType() string { return r.n.LANType }
+
+// HostAccess says that a macvlan network's containers and the host reach each other.
+func (r *networkRow) HostAccess() bool { return r.n.HostAccess }
+
+// Uplink is the link that joins the bridge to a LAN; "" is none.
+func (r *networkRow) Uplink() string { return r.n.Uplink }
 
 // Subnets are separated by commas.
 func (r *networkRow) Subnets() string {

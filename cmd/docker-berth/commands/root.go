@@ -68,7 +68,7 @@ func New(cfg Config) *cobra.Command {
 	flags.StringVar(&a.socket, "socket", os.Getenv(EnvSocket), "`PATH` of the daemon's socket on this machine (env "+EnvSocket+")")
 	root.AddCommand(
 		a.infoCommand(), a.versionCommand(), a.doctorCommand(), a.metricsCommand(), a.portCommand(),
-		a.networkCommand(), a.endpointCommand(),
+		a.networkCommand(), a.endpointCommand(), a.leaseCommand(), a.poolCommand(),
 	)
 	cobra.CheckErr(root.RegisterFlagCompletionFunc("plugin", a.completePlugins))
 	visit(root, func(c *cobra.Command) { c.DisableFlagsInUseLine = true })

@@ -47,6 +47,7 @@ type world struct {
 	plugins    types.PluginsListResponse
 	networks   []network.Summary
 	containers []container.Summary
+	version    types.Version
 
 	// What Berth tells.
 	server    *control.Server
@@ -56,12 +57,22 @@ type world struct {
 	removed   []string
 	collected []control.CollectRequest
 	removeErr error
+	settings  []control.Setting
+	lan       lan
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{t: t, dir: t.TempDir(), host: "unix:///var/run/docker.sock"}
+	w.settings = []control.Setting{{Name: "BERTH_LOG_LEVEL", Value: "info"}}
+	w.version = types.Version{Version: "29.0.1", APIVersion: "1.52"}
 	w.fill()
+	return w.start()
+}
+
+// start makes the plugin answer.
+func (w *world) start() *world {
+	w.t.Helper()
 	w.server = w.newServer(control.NetworkService)
 	w.server.SetNetworks(w)
 	w.install("berth-net:latest", pluginID("f"), true, "networkdriver", w.server)
@@ -131,7 +142,7 @@ func (w *world) newServer(services ...string) *control.Server {
 	log.SetOutput(io.Discard)
 	info := control.Info{
 		Version: "v1.2.3", GoVersion: "go1.26", PID: 42, Started: time.Now().Add(-90 * time.Minute), Socket: "/run/docker/plugins/berth.sock",
-		StateDir: "/state", Settings: []control.Setting{{Name: "BERTH_LOG_LEVEL", Value: "info"}},
+		StateDir: "/state", Settings: w.settings,
 	}
 	for _, name := range services {
 		info.Services = append(info.Services, control.Service{Name: name})
@@ -211,6 +222,8 @@ func (w *world) NetworkList(context.Context, network.ListOptions) ([]network.Sum
 func (w *world) ContainerList(context.Context, container.ListOptions) ([]container.Summary, error) {
 	return w.containers, w.apiErr
 }
+
+func (w *world) ServerVersion(context.Context) (types.Version, error) { return w.version, w.apiErr }
 
 func (w *world) Networks(context.Context) ([]control.Network, error) { return w.berth, nil }
 

@@ -16,5 +16,6 @@ import (
 type API interface {
 	PluginList(context.Context, filters.Args) (types.PluginsListResponse, error)
 	NetworkList(context.Context, network.ListOptions) ([]network.Summary, error)
+	ServerVersion(context.Context) (types.Version, error)
 	ContainerList(context.Context, container.ListOptions) ([]container.Summary, error)
 }

@@ -19,6 +19,7 @@ type answers struct {
 	plugins    types.PluginsListResponse
 	networks   []network.Summary
 	containers []container.Summary
+	version    types.Version
 	err        error
 }
 
@@ -33,6 +34,8 @@ func (a answers) NetworkList(context.Context, network.ListOptions) ([]network.Su
 func (a answers) ContainerList(context.Context, container.ListOptions) ([]container.Summary, error) {
 	return a.containers, a.err
 }
+
+func (a answers) ServerVersion(context.Context) (types.Version, error) { return a.version, a.err }
 
 func plugin(name, entrypoint string, capabilities ...string) *types.Plugin {
 	p := &types.Plugin{Name: name, ID: "id-of-" + name, Enabled: true}
@@ -90,6 +93,17 @@ func TestLook(t *testing.T) {
 	view, err = Look(t.Context(), api)
 	assert.ErrorContains(t, err, "down")
 	assert.Assert(t, !view.Known)
+}
+
+func TestTellsNames(t *testing.T) {
+	for apiVersion, want := range map[string]bool{"1.41": false, "1.51": false, "1.52": true, "1.53": true, "2.0": true, "": false} {
+		tells, version, err := TellsNames(t.Context(), answers{version: types.Version{Version: "x", APIVersion: apiVersion}})
+		assert.NilError(t, err)
+		assert.Equal(t, tells, want, apiVersion)
+		assert.Equal(t, version, "x")
+	}
+	_, _, err := TellsNames(t.Context(), answers{err: errors.New("down")})
+	assert.ErrorContains(t, err, "ask for Docker's version: down")
 }
 
 func TestCheckLocal(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/versions"
 )
 
 // A Container is one that is connected to a network.
@@ -75,3 +76,17 @@ func (v View) Network(id string) string { return v.Networks[id].Name }
 
 // Container is the name of an endpoint's container, "" if Docker does not know it.
 func (v View) Container(endpoint string) string { return v.Containers[endpoint].Name }
+
+// namesAPI is the API of Engine 29, the first that tells a plugin which container an
+// address is for.
+const namesAPI = "1.52"
+
+// TellsNames reports whether Docker tells plugins the names of containers that want
+// addresses, and its version.
+func TellsNames(ctx context.Context, api API) (tells bool, version string, _ error) {
+	v, err := api.ServerVersion(ctx)
+	if err != nil {
+		return false, "", fmt.Errorf("ask for Docker's version: %w", err)
+	}
+	return versions.GreaterThanOrEqualTo(v.APIVersion, namesAPI), v.Version, nil
+}
