@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -15,9 +16,14 @@ import (
 	"github.com/berth-plugin/berth/shared/fault"
 )
 
-// dhcpTries is how many addresses of a server are tried that somebody on the LAN
-// has already.
-const dhcpTries = 3
+const (
+	// dhcpTries is how many addresses of a server are tried that somebody on the LAN
+	// has already.
+	dhcpTries = 3
+	// dhcpTime bounds a request in all, with what comes before and after the server's
+	// answer.
+	dhcpTime = 20 * time.Second
+)
 
 // checkDHCP refuses networks whose containers a DHCP server could not tell apart, or
 // would not reach.
@@ -43,6 +49,8 @@ func (d *Driver) requestByDHCP(ctx context.Context, pool ipam.Pool, want ipam.Ad
 	if pool.Network == "" && !want.Addr.IsValid() {
 		return netip.Prefix{}, fault.Invalid("IPAM option dhcp=true: it works with networks of Berth only, give --driver too")
 	}
+	ctx, cancel := context.WithTimeout(ctx, dhcpTime)
+	defer cancel()
 	named := want.Addr.IsValid()
 	if named {
 		// What is known here need not be asked for on the LAN.
@@ -58,7 +66,7 @@ func (d *Driver) requestByDHCP(ctx context.Context, pool ipam.Pool, want ipam.Ad
 	request := dhcp.Request{
 		Parent: pool.Options.Parent, Identity: identity, Subnet: pool.Prefix, Want: want.Addr,
 		Previous: d.store.leases.previous(pool.ID, identity.MAC),
-		Accept:   func(addr netip.Addr) error { return d.store.leases.acceptable(pool.ID, addr, want.Key) },
+		Accept:   func(addr netip.Addr) error { return d.store.leases.acceptable(pool, addr, want.Key) },
 	}
 	parted, again := d.partings.take(request.Parent, identity.MAC)
 	switch held, ok := d.store.leases.loose(pool, want.Key); {
@@ -75,11 +83,12 @@ func (d *Driver) requestByDHCP(ctx context.Context, pool ipam.Pool, want ipam.Ad
 		switch {
 		case err != nil:
 			if again && conflict == nil {
-				d.partings.add(parted, want.Key, named)
+				d.partings.add(parting{Lease: parted, key: want.Key, named: named})
 			}
 			return netip.Prefix{}, err
 		case conflict == nil:
 			d.dhcp.Track(lease)
+			d.compareDHCP(pool, lease)
 			return netip.PrefixFrom(lease.Addr, pool.Prefix.Bits()), nil
 		case named:
 			return netip.Prefix{}, conflictError(*conflict, pool)
@@ -132,6 +141,11 @@ func (d *Driver) clientFor(ctx context.Context, pool ipam.Pool, want ipam.Addres
 		}
 	} else if want.Key != "" {
 		identity = space.Key(want.Key)
+		if d.store.leases.elsewhere(pool, identity.MAC) {
+			// The container is on this LAN twice, and is two clients there.
+			second := space.Key(want.Key + " on " + pool.Network)
+			identity.MAC, identity.ClientID = second.MAC, second.ClientID
+		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -180,7 +194,7 @@ func (d *Driver) giveBack(ended []endedLease) {
 			continue
 		}
 		d.dhcp.Untrack(e.pool.Options.Parent, e.lease.Addr)
-		d.partings.add(restoredDHCP(e.pool, e.lease), e.lease.Key, e.lease.Named)
+		d.partings.add(parting{Lease: restoredDHCP(e.pool, e.lease), key: e.lease.Key, named: e.lease.Named})
 	}
 }
 
@@ -231,26 +245,49 @@ func (d *Driver) forgetDHCP() error {
 	return err
 }
 
-// restoreDHCP goes on renewing the leases that are on record, and tells the servers of
-// those that have ended: the daemon may have been killed before it did.
+// restoreDHCP goes on renewing the leases that are on record, and has the servers told
+// of those that ended when berthd did.
 func (d *Driver) restoreDHCP() {
 	if d.dhcp == nil {
 		return
 	}
-	var leases, ended []dhcp.Lease
-	for _, pool := range view(d.store.leases, (*ipam.Allocator).Pools) {
-		if !pool.Options.DHCP {
-			continue
+	active, untold := d.store.leases.recordedDHCP(d.now())
+	d.dhcp.Restore(active)
+	for _, p := range untold {
+		if !d.partings.has(p.Parent, p.Identity.MAC) {
+			d.partings.add(p)
 		}
-		for _, lease := range view(d.store.leases, func(a *ipam.Allocator) []ipam.Lease { return a.Leases(pool.ID) }) {
-			if lease.DHCP != nil {
-				leases = append(leases, restoredDHCP(pool, lease))
-			}
-		}
-		ended = append(ended, d.store.leases.ended(pool, d.now())...)
 	}
-	d.dhcp.Restore(leases)
-	d.partings.remind(ended)
+}
+
+// compareDHCP warns, once for each pool, when the network was described to Docker
+// otherwise than the server knows it.
+func (d *Driver) compareDHCP(pool ipam.Pool, lease dhcp.Lease) {
+	log := d.log.WithFields(logrus.Fields{"network": pool.Network, "server": lease.Server})
+	first := func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		known := d.compared[pool.ID]
+		d.compared[pool.ID] = true
+		return !known
+	}
+	rec, _ := d.store.network(pool.Network)
+	var gateway netip.Addr
+	for _, subnet := range rec.Spec.Subnets {
+		if subnet.Pool == pool.Prefix {
+			gateway = subnet.DefaultGateway()
+		}
+	}
+	differs := gateway.IsValid() && lease.Router.IsValid() && gateway != lease.Router
+	if lease.Prefix.Bits() == pool.Prefix.Bits() && !differs || !first() {
+		return
+	}
+	if differs {
+		log.Warnf("DHCP server names %s as router, containers of the network use %s, which was given with --gateway or chosen", lease.Router, gateway)
+	}
+	if lease.Prefix.Bits() != pool.Prefix.Bits() {
+		log.Warnf("DHCP server says that the LAN's subnet is %s, that of the network is %s", lease.Prefix.Masked(), pool.Prefix)
+	}
 }
 
 // HearDHCP takes the news of a tracked lease; it is what a dhcp.Manager notifies.

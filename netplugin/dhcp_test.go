@@ -84,27 +84,6 @@ func TestLeasesOutliveTheDaemon(t *testing.T) {
 
 // A container that is started again while the server is silent goes on with its
 // lease; one that is new fails in time.
-// The daemon is killed after a container has ended, and before the server has heard.
-func TestServerHearsOfTheEndAfterAKill(t *testing.T) {
-	e := newDHCPEnv(t)
-	e.serve(usualRange)
-	n := e.mustCreate()
-	first, second := mustRun(t, e.testEnv, n, "first", ""), mustRun(t, e.testEnv, n, "second", "")
-	assert.NilError(t, e.stop(first))
-	e.d.partings.mu.Lock()
-	for who, p := range e.d.partings.leases {
-		p.timer.Stop()
-		delete(e.d.partings.leases, who)
-	}
-	e.d.partings.mu.Unlock()
-	e.restart()
-	e.hears("DHCPRELEASE(eth0) " + first.ip().String())
-	assert.Assert(t, !strings.Contains(e.log(), "DHCPRELEASE(eth0) "+second.ip().String()))
-	e.ping(second)
-	third := mustRun(t, e.testEnv, n, "third", "")
-	e.ping(third)
-}
-
 func TestSilentServer(t *testing.T) {
 	e := newDHCPEnv(t)
 	e.serve(usualRange)

@@ -77,24 +77,6 @@ func (s *leaseStore) previous(pool string, mac net.HardwareAddr) netip.Addr {
 	return last.Addr
 }
 
-// ended are the leases that the clients of a pool had last, and that their servers
-// still keep if they have not been told. Clients that have another lease now are left
-// out, since the server has forgotten the earlier one by that.
-func (s *leaseStore) ended(pool ipam.Pool, now time.Time) (leases []dhcp.Lease) {
-	used := s.macs(pool)
-	last := make(map[string]ipam.Tombstone)
-	for _, t := range view(s, func(a *ipam.Allocator) []ipam.Tombstone { return a.Tombstones(pool.ID) }) {
-		who := string(t.MAC)
-		if t.DHCP != nil && now.Before(t.DHCP.Expires) && !used[who] && t.Since.After(last[who].Since) {
-			last[who] = t
-		}
-	}
-	for _, t := range last {
-		leases = append(leases, restoredDHCP(pool, ipam.Lease{Addr: t.Addr, Key: t.Key, MAC: t.MAC, DHCP: t.DHCP}))
-	}
-	return leases
-}
-
 // clientBefore is the client without a key that had an address last.
 func (s *leaseStore) clientBefore(pool string, addr netip.Addr) (_ dhcp.Identity, ok bool) {
 	s.mu.Lock()
@@ -132,19 +114,86 @@ func (s *leaseStore) available(want ipam.AddressRequest) error {
 	return err
 }
 
-// acceptable says why an address that a server offers to the key cannot be used.
-func (s *leaseStore) acceptable(pool string, addr netip.Addr, key string) error {
+// acceptable says why an address that a server offers to the key cannot be used: what
+// has it may be on another network of the parent.
+func (s *leaseStore) acceptable(pool ipam.Pool, addr netip.Addr, key string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	lease, ok := s.alloc.Lease(pool, addr)
-	switch {
-	case !ok, key != "" && lease.Key == key && lease.Endpoint == "":
-		return nil
-	case lease.Role == ipam.RoleEndpoint:
-		return errors.New("a container of this host has it")
-	default:
-		return fmt.Errorf("it is in use as %s address", lease.Role)
+	for _, other := range s.alloc.Pools() {
+		if other.Options.Parent != pool.Options.Parent {
+			continue
+		}
+		lease, ok := s.alloc.Lease(other.ID, addr)
+		switch {
+		case !ok, other.ID == pool.ID && key != "" && lease.Key == key && lease.Endpoint == "":
+		case lease.Role == ipam.RoleEndpoint:
+			return errors.New("a container of this host has it")
+		default:
+			return fmt.Errorf("it is in use as %s address", lease.Role)
+		}
 	}
+	return nil
+}
+
+// elsewhere reports whether a client has a lease in another pool of the parent.
+func (s *leaseStore) elsewhere(pool ipam.Pool, mac net.HardwareAddr) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, other := range s.alloc.Pools() {
+		if other.ID == pool.ID || other.Options.Parent != pool.Options.Parent || !other.Options.DHCP {
+			continue
+		}
+		for _, lease := range s.alloc.Leases(other.ID) {
+			if slices.Equal(lease.MAC, mac) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// untoldTime is how long after the end of a lease its server is told once more that it
+// is free, when berthd has ended and begun again.
+const untoldTime = 5 * time.Minute
+
+// recordedDHCP are the leases that containers have, and those that had ended so
+// shortly before berthd that their servers may not have been told. The last thing on
+// record is from when berthd was there.
+func (s *leaseStore) recordedDHCP(now time.Time) (active []dhcp.Lease, untold []parting) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var last time.Time
+	used := make(map[string]bool)
+	for _, pool := range s.alloc.Pools() {
+		if !pool.Options.DHCP {
+			continue
+		}
+		for _, lease := range s.alloc.Leases(pool.ID) {
+			if lease.Since.After(last) {
+				last = lease.Since
+			}
+			if lease.DHCP != nil {
+				active = append(active, restoredDHCP(pool, lease))
+				used[clientOf(pool.Options.Parent, lease.MAC)] = true
+			}
+		}
+		for _, t := range s.alloc.Tombstones(pool.ID) {
+			if t.Since.After(last) {
+				last = t.Since
+			}
+			if t.DHCP == nil || now.Sub(t.Since) > untoldTime {
+				continue
+			}
+			lease := restoredDHCP(pool, ipam.Lease{Addr: t.Addr, Key: t.Key, MAC: t.MAC, DHCP: t.DHCP})
+			untold = append(untold, parting{Lease: lease, key: t.Key, named: t.Named, since: t.Since, maybe: true})
+		}
+	}
+	untold = slices.DeleteFunc(untold, func(p parting) bool {
+		return last.Sub(p.since) > partingTime || p.Expired(now) || used[clientOf(p.Parent, p.Identity.MAC)]
+	})
+	// A client that has come and gone meanwhile is told of as it went.
+	slices.SortFunc(untold, func(a, b parting) int { return a.since.Compare(b.since) })
+	return active, untold
 }
 
 // forgetDHCP ends the leases of DHCP servers that nothing has used for a long time.
@@ -181,15 +230,20 @@ func (d *Driver) wireDHCP(pool ipam.Pool, addr netip.Addr, l *ipam.DHCP) *contro
 			continue
 		}
 		wire.Renews, wire.Expires = status.Next, status.Lease.Expires
-		switch status.State {
-		case dhcp.Bound:
-		case dhcp.Renewing:
-			wire.State = control.DHCPRenewing
-		case dhcp.Rebinding:
-			wire.State = control.DHCPRebinding
-		case dhcp.Lost:
-			wire.State = control.DHCPExpired
-		}
+		wire.State = wireState(status.State)
 	}
 	return wire
+}
+
+func wireState(s dhcp.State) control.DHCPState {
+	switch s {
+	case dhcp.Renewing:
+		return control.DHCPRenewing
+	case dhcp.Rebinding:
+		return control.DHCPRebinding
+	case dhcp.Lost:
+		return control.DHCPExpired
+	case dhcp.Bound:
+	}
+	return control.DHCPBound
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -145,13 +146,15 @@ func (e *dhcpEnv) leased(addr string) (line string) {
 }
 
 // create makes the network of the LAN.
-func (e *dhcpEnv) create(opts map[string]any) (*dockerNet, error) {
+func (e *dhcpEnv) create(opts map[string]any) (*dockerNet, error) { return e.createAs("lan", opts) }
+
+func (e *dhcpEnv) createAs(name string, opts map[string]any) (*dockerNet, error) {
 	ctx := e.t.Context()
 	pool, err := e.ipam.RequestPool(ctx, &ipam.RequestPoolRequest{AddressSpace: localSpace, Pool: "10.9.0.0/24", Options: e.poolOpts})
 	if err != nil {
 		return nil, err
 	}
-	n := &dockerNet{id: id("lan"), poolID: pool.PoolID, pool: pool.Pool, gateway: "10.9.0.1/24"}
+	n := &dockerNet{id: id(name), poolID: pool.PoolID, pool: pool.Pool, gateway: "10.9.0.1/24"}
 	_, err = e.ipam.RequestAddress(ctx, &ipam.RequestAddressRequest{
 		PoolID: n.poolID, Address: "10.9.0.1", Options: map[string]string{optRequestType: requestGateway},
 	})
@@ -224,3 +227,13 @@ func (e *dhcpEnv) ping(c *container) {
 	e.t.Helper()
 	e.sandboxes[c.endpoint].Run("busybox", "ping", "-c", "1", "-W", "5", "10.9.0.1")
 }
+
+func (e *dhcpEnv) mac(c *container) net.HardwareAddr {
+	e.t.Helper()
+	mac, err := net.ParseMAC(c.mac)
+	assert.NilError(e.t, err)
+	return mac
+}
+
+// forgetLeases has the server begin anew, which does not run.
+func (e *dhcpEnv) forgetLeases() error { return os.Remove(e.leases) }

@@ -150,6 +150,9 @@ type Driver struct {
 	// requesting are the clients for whom a DHCP server is being asked, see clientOf.
 	// Guarded by mu.
 	requesting map[string]bool
+	// compared are the pools that a DHCP server was found to see otherwise. Guarded by
+	// mu.
+	compared map[string]bool
 	// conflicts counts addresses that somebody else on the LAN was found to have.
 	conflicts atomic.Int64
 	// collected counts endpoints that were removed because their container was
@@ -187,7 +190,7 @@ func New(cfg Config) (*Driver, error) {
 		unserved:  make(map[string]bool),
 
 		prober: cfg.Prober, dhcp: cfg.DHCP, keyByMAC: cfg.KeyByMAC, host: records.host.ULA.String(),
-		watched: make(map[string]func()), macs: make(map[string]int), requesting: make(map[string]bool),
+		watched: make(map[string]func()), macs: make(map[string]int), requesting: make(map[string]bool), compared: make(map[string]bool),
 	}
 	d.partings = newPartings(d.release)
 	if d.prober != nil {

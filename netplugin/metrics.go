@@ -2,6 +2,9 @@ package netplugin
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/berth-plugin/berth/netplugin/dhcp"
+	"github.com/berth-plugin/berth/shared/control"
 )
 
 // What the driver measures, beside the calls that shared/pluginapi counts.
@@ -22,6 +25,12 @@ var (
 		"Address pools by family.", []string{"family"}, nil)
 	conflictsDesc = prometheus.NewDesc("berth_address_conflicts_total",
 		"Addresses that somebody else on the LAN was found to have, since berthd started.", nil, nil)
+	dhcpLeasesDesc = prometheus.NewDesc("berth_dhcp_leases",
+		"Addresses from DHCP servers by state: bound, renewing, rebinding, expired.", []string{"state"}, nil)
+	dhcpMessagesDesc = prometheus.NewDesc("berth_dhcp_messages_total",
+		"Messages of and to DHCP servers by kind, and those that got no answer (silence), since berthd started.", []string{"kind"}, nil)
+	dhcpLostDesc = prometheus.NewDesc("berth_dhcp_leases_lost_total",
+		"Addresses of containers that DHCP servers took back or that ran out, since berthd started.", nil, nil)
 	leasesDesc = prometheus.NewDesc("berth_leases",
 		"Addresses in use by family of their pool.", []string{"family"}, nil)
 )
@@ -33,7 +42,10 @@ type collector struct{ d *Driver }
 
 // Describe sends all descriptions.
 func (c collector) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{networksDesc, endpointsDesc, goneDesc, portsDesc, unservedDesc, collectedDesc, poolsDesc, leasesDesc, conflictsDesc} {
+	for _, desc := range []*prometheus.Desc{
+		networksDesc, endpointsDesc, goneDesc, portsDesc, unservedDesc, collectedDesc, poolsDesc, leasesDesc, conflictsDesc,
+		dhcpLeasesDesc, dhcpMessagesDesc, dhcpLostDesc,
+	} {
 		descs <- desc
 	}
 }
@@ -57,11 +69,33 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 
 	metrics <- prometheus.MustNewConstMetric(conflictsDesc, prometheus.CounterValue, float64(c.d.conflicts.Load()))
 
+	c.collectDHCP(metrics)
 	pools, leases := c.d.store.leases.countAddresses()
 	for family := range pools {
 		gauge(poolsDesc, pools[family], family)
 		gauge(leasesDesc, leases[family], family)
 	}
+}
+
+func (c collector) collectDHCP(metrics chan<- prometheus.Metric) {
+	states := map[control.DHCPState]int{control.DHCPBound: 0, control.DHCPRenewing: 0, control.DHCPRebinding: 0, control.DHCPExpired: 0}
+	var counts dhcp.Counts
+	if c.d.dhcp != nil {
+		counts = c.d.dhcp.Counts()
+		for _, status := range c.d.dhcp.Status() {
+			states[wireState(status.State)]++
+		}
+	}
+	for state, n := range states {
+		metrics <- prometheus.MustNewConstMetric(dhcpLeasesDesc, prometheus.GaugeValue, float64(n), string(state))
+	}
+	for kind, n := range map[string]uint64{
+		"offer": counts.Offers, "ack": counts.Acks, "nak": counts.Naks, "silence": counts.Silences,
+		"release": counts.Released, "decline": counts.Declined,
+	} {
+		metrics <- prometheus.MustNewConstMetric(dhcpMessagesDesc, prometheus.CounterValue, float64(n), kind)
+	}
+	metrics <- prometheus.MustNewConstMetric(dhcpLostDesc, prometheus.CounterValue, float64(counts.Lost))
 }
 
 // counts are the sizes of things. Every label has a value, so that a graph begins

@@ -33,8 +33,10 @@ type parting struct {
 	// key and named are those of the lease that has ended.
 	key   string
 	named bool
+	// maybe says that the server may have been told already.
+	maybe bool
 	since time.Time
-	timer *time.Timer // nil is of one that has ended before the daemon's start
+	timer *time.Timer
 	// told is nil until the server is being told, and closed when it was.
 	told chan struct{}
 }
@@ -47,9 +49,10 @@ func newPartings(release func(dhcp.Lease)) *partings {
 }
 
 // add begins a parting.
-func (p *partings) add(lease dhcp.Lease, key string, named bool) {
-	e := &parting{Lease: lease, key: key, named: named, since: time.Now()}
-	who := clientOf(lease.Parent, lease.Identity.MAC)
+func (p *partings) add(begun parting) {
+	e := &begun
+	e.since = time.Now()
+	who := clientOf(e.Parent, e.Identity.MAC)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if old := p.leases[who]; old != nil && old.told == nil {
@@ -69,9 +72,7 @@ func (p *partings) tellLocked(who string, e *parting) {
 	if e.told != nil {
 		return
 	}
-	if e.timer != nil {
-		e.timer.Stop()
-	}
+	e.timer.Stop()
 	e.told = make(chan struct{})
 	p.telling.Go(func() {
 		p.release(e.Lease)
@@ -85,7 +86,7 @@ func (p *partings) tellLocked(who string, e *parting) {
 }
 
 // take ends the parting of a client, who has its lease again. ok is false when there
-// is none any more; nothing will be sent for the client then.
+// is none any more, or may be none; nothing will be sent for the client then.
 func (p *partings) take(parent string, mac net.HardwareAddr) (_ dhcp.Lease, ok bool) {
 	who := clientOf(parent, mac)
 	p.mu.Lock()
@@ -94,7 +95,7 @@ func (p *partings) take(parent string, mac net.HardwareAddr) (_ dhcp.Lease, ok b
 		e.timer.Stop()
 		delete(p.leases, who)
 		p.mu.Unlock()
-		return e.Lease, true
+		return e.Lease, !e.maybe
 	}
 	p.mu.Unlock()
 	if e != nil {
@@ -145,21 +146,6 @@ func (p *partings) tell(which func(dhcp.Lease) bool) {
 	p.mu.Unlock()
 	for _, told := range all {
 		<-told
-	}
-}
-
-// remind tells the servers of leases that have ended long ago, without waiting. A
-// server that has heard of it before does not mind.
-func (p *partings) remind(leases []dhcp.Lease) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, l := range leases {
-		who := clientOf(l.Parent, l.Identity.MAC)
-		if p.leases[who] == nil {
-			e := &parting{Lease: l}
-			p.leases[who] = e
-			p.tellLocked(who, e)
-		}
 	}
 }
 

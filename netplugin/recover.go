@@ -50,7 +50,6 @@ func (d *Driver) Recover(ctx context.Context) error {
 	} else if err := d.restore(ctx, ready, endpoints); err != nil {
 		d.log.WithError(err).Error("rules of all networks could not be set at once; they are set one by one")
 	}
-	d.restoreDHCP()
 	for _, rec := range recs {
 		for _, ep := range d.store.endpoints(rec.Spec.ID) {
 			d.countMAC(rec.Spec, ep.Spec, 1)
@@ -67,6 +66,7 @@ func (d *Driver) Recover(ctx context.Context) error {
 			return during("recover networks", err)
 		}
 	}
+	d.restoreDHCP() // when the links that servers are reached by are there again
 	return nil
 }
 
