@@ -154,7 +154,7 @@ func (s *leaseStore) elsewhere(pool ipam.Pool, mac net.HardwareAddr) bool {
 
 // untoldTime is how long after the end of a lease its server is told once more that it
 // is free, when berthd has ended and begun again.
-const untoldTime = 5 * time.Minute
+const untoldTime = time.Hour
 
 // recordedDHCP are the leases that containers have, and those that had ended so
 // shortly before berthd that their servers may not have been told. The last thing on
