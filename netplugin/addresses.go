@@ -128,8 +128,8 @@ func (s *leaseStore) unboundPool(n options.Network, prefix netip.Prefix) (pool i
 	return pool, ok, nil
 }
 
-// bind gives pools to a network and returns them as they are now. The error is a
-// conflict when one was released or taken meanwhile.
+// bind gives pools, with the options they are to have, to a network and returns them
+// as they are now. The error is a conflict when one was released or taken meanwhile.
 func (s *leaseStore) bind(n options.Network, pools []ipam.Pool) ([]ipam.Pool, journal.Commit, error) {
 	bound := make([]ipam.Pool, 0, len(pools))
 	commit, err := s.begin(func(a *ipam.Allocator) error {
@@ -137,10 +137,8 @@ func (s *leaseStore) bind(n options.Network, pools []ipam.Pool) ([]ipam.Pool, jo
 			if current, ok := a.Pool(pool.ID); !ok || current.Network != "" {
 				return fault.Conflict("subnet %s was released or taken by another network meanwhile", pool.Prefix)
 			}
-			if n.Segment() != "" && pool.Options.Parent == "" {
-				if _, err := a.SetParent(pool.ID, n.Segment()); err != nil {
-					return err
-				}
+			if _, err := a.Configure(pool.ID, pool.Options); err != nil {
+				return err
 			}
 			current, err := a.Bind(pool.ID, n.ID)
 			if err != nil {

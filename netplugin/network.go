@@ -147,7 +147,8 @@ func (d *Driver) removeForgotten(ctx context.Context, id, space string) (removed
 	return true, d.removeNetwork(ctx, rec)
 }
 
-// poolsOf returns Berth's pools that the network was given.
+// poolsOf returns Berth's pools that the network was given, with the options that they
+// are to have for it.
 func (d *Driver) poolsOf(spec options.Network, req *network.CreateNetworkRequest) ([]ipam.Pool, error) {
 	ours := make(map[netip.Prefix]bool)
 	for _, list := range [][]*network.IPAMData{req.IPv4Data, req.IPv6Data} {
@@ -161,14 +162,21 @@ func (d *Driver) poolsOf(spec options.Network, req *network.CreateNetworkRequest
 	}
 	var pools []ipam.Pool
 	for _, subnet := range spec.Subnets {
-		if !ours[subnet.Pool] {
-			continue
+		var pool ipam.Pool
+		ok := ours[subnet.Pool]
+		if ok {
+			var err error
+			if pool, ok, err = d.store.leases.unboundPool(spec, subnet.Pool); err != nil {
+				return nil, err
+			}
 		}
-		pool, ok, err := d.store.leases.unboundPool(spec, subnet.Pool)
-		if err != nil {
+		var err error
+		switch pool.Options, err = spec.PoolOptions(pool.Options); {
+		case err != nil:
 			return nil, err
-		}
-		if !ok {
+		case !ok && len(spec.IPAM) > 0:
+			return nil, fault.Invalid("options ipam.*: the addresses of subnet %s come from another IPAM driver, want Berth's (--ipam-driver)", subnet.Pool)
+		case !ok:
 			continue
 		}
 		if err := checkDHCP(spec, pool); err != nil {

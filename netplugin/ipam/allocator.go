@@ -239,29 +239,40 @@ func (a *Allocator) bind(p *pool, network string) {
 	}
 }
 
-// SetParent gives a pool without parent the one of the network that uses it.
-// Errors: invalid when the pool has another one, *Taken or conflict when another
-// pool of the parent has one of its addresses.
-func (a *Allocator) SetParent(id, parent string) (Pool, error) {
+// Configure gives a pool other options: those of the network that uses it. Errors:
+// invalid when they do not fit the subnet or the pool has another parent, *Taken or
+// conflict when another pool of the parent has one of its addresses.
+func (a *Allocator) Configure(id string, o PoolOptions) (Pool, error) {
 	p, ok := a.pools[id]
-	switch {
-	case !ok:
+	if !ok {
 		return Pool{}, unknownPool(id)
-	case p.Options.Parent == parent:
-		return p.Pool, nil
-	case p.Options.Parent != "":
-		return Pool{}, fault.Invalid("IPAM option parent=%s: the network's parent is %s, want the same", p.Options.Parent, parent)
 	}
-	if err := a.setParent(p, parent); err != nil {
+	if o = o.normalized(); o.equal(p.Options) {
+		return p.Pool, nil
+	}
+	if p.Options.Parent != "" && p.Options.Parent != o.Parent {
+		return Pool{}, fault.Invalid("IPAM option parent=%s: the network's parent is %s, want the same", p.Options.Parent, o.Parent)
+	}
+	req := PoolRequest{Prefix: p.Prefix, IPv6: !p.is4(), Options: o}
+	if p.Range != p.Prefix {
+		req.Range = p.Range
+	}
+	if err := req.check(); err != nil {
+		return Pool{}, err
+	}
+	if err := a.configure(p, o); err != nil {
 		return Pool{}, err
 	}
 	a.record(PoolChanged{p.Pool})
 	return p.Pool, nil
 }
 
-func (a *Allocator) setParent(p *pool, parent string) error {
+func (a *Allocator) configure(p *pool, o PoolOptions) error {
 	var moved []Event
-	led := a.ledgers[ledgerKey{parent, p.is4()}]
+	var led *ledger
+	if o.Parent != p.Options.Parent {
+		led = a.ledgers[ledgerKey{o.Parent, p.is4()}]
+	}
 	for _, e := range a.stateOf(p) {
 		if led != nil {
 			keep, err := a.fits(led, p, e)
@@ -275,7 +286,9 @@ func (a *Allocator) setParent(p *pool, parent string) error {
 		moved = append(moved, e)
 	}
 	a.exit(p)
-	p.Options.Parent = parent
+	p.Options = o
+	p.excluded = spansIn(o.Exclude, p.Prefix)
+	p.exhausted = 0
 	a.enter(p)
 	var errs []error
 	for _, e := range moved {

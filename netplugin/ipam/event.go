@@ -158,11 +158,11 @@ func (a *Allocator) applyChange(to Pool) error {
 	if !ok {
 		return notThere(to.ID)
 	}
-	if to.Options.Parent != p.Options.Parent {
-		if p.Options.Parent != "" {
-			return fmt.Errorf("pool %s changes from parent %s to %q", to.ID, p.Options.Parent, to.Options.Parent)
-		}
-		if err := a.setParent(p, to.Options.Parent); err != nil {
+	if to.Options.Parent != p.Options.Parent && p.Options.Parent != "" {
+		return fmt.Errorf("pool %s changes from parent %s to %q", to.ID, p.Options.Parent, to.Options.Parent)
+	}
+	if o := to.Options.normalized(); !o.equal(p.Options) {
+		if err := a.configure(p, o); err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,13 @@ import (
 )
 
 // lanPool is a pool on a parent, bound to a network.
+// on are a pool's options with a parent.
+func on(p Pool, parent string) PoolOptions {
+	o := p.Options
+	o.Parent = parent
+	return o
+}
+
 func lanPool(t testing.TB, a *Allocator, subnet, rng, network string) Pool {
 	t.Helper()
 	req := PoolRequest{Prefix: prefix(subnet), Options: DefaultOptions()}
@@ -108,7 +115,7 @@ func TestAPoolGetsTheParentOfItsNetwork(t *testing.T) {
 	}
 
 	wrong := request("10.1.0.9")
-	_, err := a.SetParent(wrong.ID, "eth1")
+	_, err := a.Configure(wrong.ID, on(wrong, "eth1"))
 	assert.Error(t, err, "address 10.1.0.9 of subnet 10.1.0.0/24 is already in use by a container on Berth network n1 of the same parent eth1")
 	got, _ := a.Pool(wrong.ID)
 	assert.Equal(t, got.Options.Parent, "")
@@ -117,7 +124,7 @@ func TestAPoolGetsTheParentOfItsNetwork(t *testing.T) {
 	p := request(router.String())
 	assert.NilError(t, a.Reserve(p.ID, addr("10.1.0.2"), "web"))
 	assert.NilError(t, a.MarkConflict(p.ID, Conflict{Addr: addr("10.1.0.3"), MAC: []byte{2, 0, 0, 0, 0, 3}, Until: c.t.Add(time.Hour)}))
-	got, err = a.SetParent(p.ID, "eth1")
+	got, err = a.Configure(p.ID, on(p, "eth1"))
 	assert.NilError(t, err)
 	assert.Equal(t, got.Options.Parent, "eth1")
 	assert.Equal(t, got.Options.ProbeMode(), ProbeFast)
@@ -127,7 +134,7 @@ func TestAPoolGetsTheParentOfItsNetwork(t *testing.T) {
 		assert.Equal(t, mustRequest(t, a, AddressRequest{Pool: there.ID}), addr(want))
 	}
 	assert.Equal(t, mustRequest(t, a, AddressRequest{Pool: p.ID, Key: "web"}), addr("10.1.0.2"))
-	_, err = a.SetParent(p.ID, "eth2")
+	_, err = a.Configure(p.ID, on(p, "eth2"))
 	assert.Error(t, err, "IPAM option parent=eth1: the network's parent is eth2, want the same")
 	// The next one without parent is not in its way.
 	request(router.String())

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"reflect"
 	"slices"
 	"time"
 )
@@ -72,6 +73,13 @@ func (o PoolOptions) ProbeMode() ProbeMode {
 		return ProbeFast
 	}
 	return ProbeOff
+}
+
+// equal compares normalized options.
+func (o PoolOptions) equal(p PoolOptions) bool {
+	same := slices.Equal(o.Exclude, p.Exclude)
+	o.Exclude, p.Exclude = nil, nil
+	return same && reflect.DeepEqual(o, p)
 }
 
 func (o PoolOptions) normalized() PoolOptions {

@@ -345,6 +345,27 @@ func TestAllocatorAgreesWithANaiveModel(t *testing.T) {
 					t.Fatal(err)
 				}
 			},
+			// A network changes the options of its pool before a container has had
+			// anything of it.
+			"configure": func(t *rapid.T) {
+				w.t = t
+				p := w.pool()
+				if len(w.a.Tombstones(p.id)) > 0 {
+					return
+				}
+				o := p.options
+				o.Sticky = rapid.Bool().Draw(t, "sticky")
+				o.Quarantine = rapid.SampledFrom([]time.Duration{0, time.Minute, time.Hour}).Draw(t, "quarantine")
+				if rapid.Bool().Draw(t, "excluding") {
+					a := w.addr()
+					o.Exclude = []Range{{a, a}}
+				}
+				if _, err := w.a.Configure(p.id, o); err != nil {
+					assert.ErrorContains(t, err, "it leaves no address")
+					return
+				}
+				p.options = o
+			},
 			"new pool": func(t *rapid.T) {
 				w.t = t
 				if rapid.IntRange(0, 9).Draw(t, "often") > 0 {

@@ -272,7 +272,7 @@ func TestAReservationOutlastsTheLeaseThatItFound(t *testing.T) {
 	x := addr("10.1.0.3")
 	mustRequest(t, a, AddressRequest{Pool: p.ID, Addr: x, Key: "db"})
 	assert.NilError(t, a.Reserve(q.ID, x, "web"))
-	_, err := a.SetParent(p.ID, "eth1")
+	_, err := a.Configure(p.ID, on(p, "eth1"))
 	assert.NilError(t, err)
 	a.Release(p.ID, x)
 	stones := a.Tombstones(p.ID)

@@ -150,7 +150,7 @@ func sortNetworkOptions(opts map[string]string) (map[string]given, []string, err
 		case strings.HasPrefix(key, dockerPrefix):
 			warnings = append(warnings, fmt.Sprintf("option %s=%s is not known to Berth and has no effect", shown(key), shown(value)))
 		default:
-			return nil, nil, unknown(key, slices.Collect(maps.Keys(names)), ownNames(slices.Collect(maps.Keys(networkOptions()))))
+			return nil, nil, unknown(key, slices.Collect(maps.Keys(names)), ownNames(listedOptions()))
 		}
 	}
 	return values, warnings, nil

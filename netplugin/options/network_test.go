@@ -197,7 +197,7 @@ func TestWrongNetworkOptionsAreNamed(t *testing.T) {
 		{"host_binding_ipv6", "::1", "did you mean com.docker.network.bridge.host_binding_ipv4?"},
 		{"masqerade", "true", "did you mean masquerade?"},
 		{"com.dcoker.network.driver.mtu", "1", "did you mean com.docker.network.driver.mtu"},
-		{"colour", "red", `unknown option "colour": Berth has bcqueuelen, binding4, binding6, bridge, gateway4, gateway6, host-access, icc, ifprefix, inhibit4, ipvlan_flag, ipvlan_mode, macvlan_mode, masquerade, mode, mtu, parent, proxy, publish, rate.in, rate.out, routes, source4, source6, spoof-check, trusted and uplink`},
+		{"colour", "red", `unknown option "colour": Berth has bcqueuelen, binding4, binding6, bridge, gateway4, gateway6, host-access, icc, ifprefix, inhibit4, ipam.*, ipvlan_flag, ipvlan_mode, macvlan_mode, masquerade, mode, mtu, parent, proxy, publish, rate.in, rate.out, routes, source4, source6, spoof-check, trusted and uplink`},
 		{strings.Repeat("é", 200), "", `unknown option "éé`},
 	} {
 		_, _, err := ParseNetwork("n", generic(map[string]any{tc.key: tc.value}), nil, nil)

@@ -110,6 +110,7 @@ func TestRecordsAreLossless(t *testing.T) {
 			Parent: "eth1", Type: IPvlanL2, Flag: IPvlanVEPA, HostAccess: true, HostAddrs: []netip.Addr{addr("10.2.0.9"), addr("fd00:1::9")},
 			BroadcastQueue: 2000, GatewayBridge: true,
 		},
+		IPAM: map[string]string{"quarantine": "5m"},
 	}
 	ep := Endpoint{
 		ID: "e", NetworkID: "n", HostLink: "bv0", ContainerLink: "bc0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1},

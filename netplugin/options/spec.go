@@ -100,6 +100,9 @@ type Network struct {
 	SpoofCheck bool `json:",omitempty"`
 	// LAN is for the modes macvlan and ipvlan.
 	LAN LAN `json:",omitzero"`
+	// IPAM are options of the network's pools by name, as they were given with the
+	// network; see PoolOptions.
+	IPAM map[string]string `json:",omitempty"`
 }
 
 // A GatewayMode is what the bridge is for one address family, by Docker's names.

@@ -23,7 +23,7 @@ const keyBinding = "com.docker.network.bridge.host_binding_ipv4"
 
 // networkOptions are the options of a network by Berth's short name.
 func networkOptions() map[string]networkOption {
-	return map[string]networkOption{
+	known := map[string]networkOption{
 		"mode":         {"", (*Network).setMode},
 		"bridge":       {"com.docker.network.bridge.name", (*Network).setBridge},
 		"mtu":          {"com.docker.network.driver.mtu", (*Network).setMTU},
@@ -52,6 +52,13 @@ func networkOptions() map[string]networkOption {
 		"rate.in":      {"", func(n *Network, g given) (err error) { n.RateIn, err = parseRate(g); return err }},
 		"rate.out":     {"", func(n *Network, g given) (err error) { n.RateOut, err = parseRate(g); return err }},
 	}
+	for name := range poolOptions() {
+		// The parent is the network's own.
+		if name != "parent" {
+			known[ipamPrefix+name] = networkOption{"", setPoolOption(name)}
+		}
+	}
+	return known
 }
 
 // networkNames maps every name of an option to Berth's short one.
@@ -61,6 +68,18 @@ func networkNames() map[string]string {
 		names[short] = short
 		if option.docker != "" {
 			names[option.docker] = short
+		}
+	}
+	return names
+}
+
+// listedOptions are Berth's own names of the options of a network. Those of its pools
+// are one.
+func listedOptions() []string {
+	names := []string{ipamPrefix + "*"}
+	for name := range networkOptions() {
+		if !strings.HasPrefix(name, ipamPrefix) {
+			names = append(names, name)
 		}
 	}
 	return names
