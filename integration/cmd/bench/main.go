@@ -3,7 +3,7 @@
 // to the engine's API, so that the docker command's own start is not part of the
 // times.
 //
-//	go run ./integration/cmd/bench [-engine 20.10] [-rounds 20] [...] [basic|ports|start|data]...
+//	go run ./integration/cmd/bench [-engine 20.10] [-rounds 20] [...] [PART]...
 //
 // Each part has a lab host of its own, which is gone at its end. The results are
 // Markdown tables on standard output, and with -json all the numbers behind them.
@@ -51,6 +51,12 @@ func command(ctx context.Context, args []string) error {
 			return printFootprint(os.Stdout)
 		case loadCommand:
 			return runLoad(ctx, args[1:], os.Stdout)
+		case pairsCommand:
+			return runPairs(ctx, args[1:], os.Stdout)
+		case holdCommand:
+			return holdAddresses(ctx, args[1:], os.Stdout)
+		case recoverCommand:
+			return awaitAddresses(ctx, args[1:], os.Stdout)
 		case emptyCommand:
 			return serveEmpty(ctx, args[1:])
 		}
@@ -77,6 +83,10 @@ type settings struct {
 	files int
 	bulk  bulkSettings
 	data  dataSettings
+	// addresses are for the part "ipam".
+	addresses addressSettings
+	// together is how many containers the part "macvlan" starts at the same moment.
+	together int
 }
 
 // roundsOr is the number of rounds, that of the part if none was given.
@@ -95,7 +105,8 @@ type part struct {
 }
 
 func parts() []part {
-	return []part{{"basic", measureBasic}, {"ports", measurePorts}, {"start", measureStart}, {"data", measureData}}
+	return []part{{"basic", measureBasic}, {"ports", measurePorts}, {"start", measureStart}, {"data", measureData},
+		{"ipam", measureAddresses}, {"macvlan", measureMacvlan}}
 }
 
 func parseSettings(args []string) (settings, error) {
@@ -119,10 +130,19 @@ func parseSettings(args []string) (settings, error) {
 	f.BoolVar(&s.data.proxy, "userland-proxy", false, "data: leave Docker its userland proxy")
 	f.DurationVar(&s.data.stream, "stream", time.Second, "data: `TIME` that one stream is sent for")
 	f.IntVar(&s.data.passes, "passes", 2, "data: how often the rounds begin anew with a new container")
+	f.IntVar(&s.addresses.clients, "clients", 64, "ipam: `NUMBER` of clients at once")
+	f.IntVar(&s.addresses.rate, "rate", 5000, "ipam: `NUMBER` of pairs a second that calls are also timed with, 0 for none")
+	f.DurationVar(&s.addresses.time, "pairs", 4*time.Second, "ipam: `TIME` that pairs are measured for")
+	f.IntVar(&s.addresses.recovered, "recovered", 100000, "ipam: `NUMBER` of addresses that are held when berthd is killed")
+	held := f.String("held", usualHeld, "ipam: `NUMBERS` of addresses held, rising")
+	f.IntVar(&s.together, "together", 200, "macvlan: `NUMBER` of containers started at the same moment, 0 for none")
 	if err := f.Parse(args); err != nil {
 		return s, err
 	}
 	var err error
+	if s.addresses.held, err = parseCounts("held", *held); err != nil {
+		return s, err
+	}
 	if s.ports.counts, err = parseCounts("ports", *counts); err != nil {
 		return s, err
 	}
@@ -132,7 +152,7 @@ func parseSettings(args []string) (settings, error) {
 	if s.mode = lab.Mode(*mode); s.mode != lab.Managed && s.mode != lab.Unmanaged {
 		return s, fmt.Errorf("-mode %s: want managed or unmanaged", *mode)
 	}
-	for name, n := range map[string]int{"workers": s.bulk.workers, "bulk-rounds": s.bulk.rounds, "passes": s.data.passes} {
+	for name, n := range map[string]int{"workers": s.bulk.workers, "bulk-rounds": s.bulk.rounds, "passes": s.data.passes, "clients": s.addresses.clients} {
 		if n < 1 {
 			return s, fmt.Errorf("-%s %d: want at least 1", name, n)
 		}
@@ -146,13 +166,17 @@ func parseSettings(args []string) (settings, error) {
 	return s, nil
 }
 
-// parseCounts reads numbers of ports, separated by commas.
+// parseCounts reads numbers of ports or addresses, separated by commas.
 func parseCounts(name, text string) ([]int, error) {
+	most := maxPorts
+	if name == "held" {
+		most = maxHeld
+	}
 	var counts []int
 	for _, word := range strings.Split(text, ",") {
 		n, err := strconv.Atoi(word)
-		if err != nil || n < 0 || n > maxPorts {
-			return nil, fmt.Errorf("-%s %s: want numbers from 0 to %d, separated by commas", name, text, maxPorts)
+		if err != nil || n < 0 || n > most {
+			return nil, fmt.Errorf("-%s %s: want numbers from 0 to %d, separated by commas", name, text, most)
 		}
 		counts = append(counts, n)
 	}
@@ -173,7 +197,7 @@ func chosen(names []string) ([]part, error) {
 			}
 		}
 		if len(found) == before {
-			return nil, fmt.Errorf("part %q: want basic, ports, start or data", name)
+			return nil, fmt.Errorf("part %q: want basic, ports, start, data, ipam or macvlan", name)
 		}
 	}
 	return found, nil

@@ -30,6 +30,9 @@ type grid struct {
 	// first to the second.
 	Columns []string
 	Lines   []*line
+
+	// plain has no ratios: the columns are not drivers.
+	plain bool
 }
 
 // A line is one kind of work.
@@ -102,7 +105,8 @@ func (r *report) markdown() string {
 func (g *grid) markdown() string {
 	var b strings.Builder
 	head := slices.Clone(g.Columns)
-	if len(head) >= 2 {
+	ratios := len(head) >= 2 && !g.plain
+	if ratios {
 		head = slices.Insert(head, 2, "Ratio")
 	}
 	fmt.Fprintf(&b, "| Work | %s |\n|---|%s\n", strings.Join(head, " | "), strings.Repeat("---:|", len(head)))
@@ -111,7 +115,7 @@ func (g *grid) markdown() string {
 		for _, values := range l.Values {
 			cells = append(cells, l.Unit.format(middle(values)))
 		}
-		if len(cells) >= 2 {
+		if ratios {
 			cells = slices.Insert(cells, 2, asRatio.format(ratio(middle(l.Values[0]), middle(l.Values[1]))))
 		}
 		fmt.Fprintf(&b, "| %s | %s |\n", l.Work, strings.Join(cells, " | "))

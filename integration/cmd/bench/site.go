@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/docker/docker/api/types/network"
@@ -35,7 +36,9 @@ type siteOptions struct {
 	// plugins are installed out of the build directory.
 	plugins []string
 	lan     bool
-	daemon  []string
+	// nics is how many links to the LAN the host has; 0 means 1.
+	nics   int
+	daemon []string
 }
 
 // newSite makes a host with a running engine and the plugins. The caller closes it.
@@ -52,7 +55,7 @@ func newSite(ctx context.Context, part string, s settings, opts siteOptions) (ma
 			return nil, err
 		}
 	}
-	t.host, err = lab.New(ctx, lab.Options{Name: name, Engine: s.engine, LAN: t.lan, DaemonArgs: opts.daemon})
+	t.host, err = lab.New(ctx, lab.Options{Name: name, Engine: s.engine, LAN: t.lan, NICs: opts.nics, DaemonArgs: opts.daemon})
 	if err != nil {
 		return nil, err
 	}
@@ -190,6 +193,16 @@ func (t *site) background(ctx context.Context, args ...string) {
 		cancel()
 		<-done
 	})
+}
+
+// runSelf runs this program on the host, with its standard output going to out.
+func (t *site) runSelf(ctx context.Context, out io.Writer, args ...string) error {
+	var said strings.Builder
+	code, err := t.host.Run(ctx, lab.Command{Argv: append([]string{self(t.host)}, args...), Stdout: out, Stderr: &said})
+	if err == nil && code != 0 {
+		err = fmt.Errorf("%s ended with %d: %s", args[0], code, strings.TrimSpace(said.String()))
+	}
+	return err
 }
 
 // until repeats something until it succeeds, for some seconds.
