@@ -170,6 +170,9 @@ func (s *Server) record(method string, quiet bool, fields logrus.Fields, err err
 	kind := fault.Kind(err)
 	s.total.WithLabelValues(method, kind).Inc()
 	s.seconds.WithLabelValues(method).Observe(took.Seconds())
+	if quiet && kind == "ok" && !s.log.Logger.IsLevelEnabled(logrus.DebugLevel) {
+		return // there are many of these
+	}
 	entry := s.log.WithFields(fields).WithFields(logrus.Fields{"kind": kind, "duration": took.Round(time.Microsecond).String()})
 	switch kind {
 	case "ok":

@@ -62,7 +62,11 @@ func (s *Server) routeNetwork(d *Service[NetworkDriver], capabilities NetworkCap
 	register(s, d, route[NetworkDriver, network.CreateEndpointRequest, network.CreateEndpointResponse]{
 		method: "NetworkDriver.CreateEndpoint", serve: NetworkDriver.CreateEndpoint,
 		fields: func(r *network.CreateEndpointRequest) logrus.Fields {
-			return endpointFields(r.NetworkID, r.EndpointID)
+			fields := endpointFields(r.NetworkID, r.EndpointID)
+			if r.Interface != nil {
+				fields["address"], fields["address6"] = r.Interface.Address, r.Interface.AddressIPv6
+			}
+			return fields
 		},
 	})
 	register(s, d, route[NetworkDriver, network.DeleteEndpointRequest, empty]{
@@ -118,13 +122,13 @@ func (s *Server) routeIPAM(d *Service[IPAMDriver], capabilities IPAMCapabilities
 		fields: func(r *ipam.ReleasePoolRequest) logrus.Fields { return logrus.Fields{"pool": r.PoolID} },
 	})
 	register(s, d, route[IPAMDriver, ipam.RequestAddressRequest, ipam.RequestAddressResponse]{
-		method: "IpamDriver.RequestAddress", serve: IPAMDriver.RequestAddress,
+		method: "IpamDriver.RequestAddress", quiet: true, serve: IPAMDriver.RequestAddress,
 		fields: func(r *ipam.RequestAddressRequest) logrus.Fields {
 			return logrus.Fields{"pool": r.PoolID, "address": r.Address}
 		},
 	})
 	register(s, d, route[IPAMDriver, ipam.ReleaseAddressRequest, empty]{
-		method: "IpamDriver.ReleaseAddress", serve: done(IPAMDriver.ReleaseAddress),
+		method: "IpamDriver.ReleaseAddress", quiet: true, serve: done(IPAMDriver.ReleaseAddress),
 		fields: func(r *ipam.ReleaseAddressRequest) logrus.Fields {
 			return logrus.Fields{"pool": r.PoolID, "address": r.Address}
 		},
