@@ -55,10 +55,7 @@ func (c *counting) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // serve returns the directory of a socket behind which somebody counts.
 func serve(t *testing.T) (string, *counting) {
 	t.Helper()
-	// The name of a socket is short, that of a test's directory may not be.
-	dir, err := os.MkdirTemp("", "ipamload-*")
-	assert.NilError(t, err)
-	t.Cleanup(func() { assert.NilError(t, os.RemoveAll(dir)) })
+	dir := t.TempDir()
 	l, err := net.Listen("unix", filepath.Join(dir, "x.sock"))
 	assert.NilError(t, err)
 	c := &counting{taken: map[string]bool{}, calls: map[string]int{}}
