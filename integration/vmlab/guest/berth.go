@@ -6,14 +6,31 @@ import "time"
 // way Berth runs.
 const VolumeDriver = "berth-vol"
 
+// NetworkDriver is the name under which an engine knows Berth's networks and
+// addresses.
+const NetworkDriver = "berth-net"
+
 // StartBerthVolumes runs the volume service beside the engine, with data as its
 // root, and waits for its socket. It has to be there when the engine first asks
 // for the driver.
 func (n *Node) StartBerthVolumes(berthd, data string) *Daemon {
 	n.t.Helper()
-	const socket = "/run/docker/plugins/" + VolumeDriver + ".sock"
+	return n.startBerth(VolumeDriver, berthd, "volume", "--data", data)
+}
+
+// StartBerthNetworks runs the network service beside the engine, as
+// StartBerthVolumes does the volume service.
+func (n *Node) StartBerthNetworks(berthd string) *Daemon {
+	n.t.Helper()
+	return n.startBerth(NetworkDriver, berthd, "network")
+}
+
+func (n *Node) startBerth(driver, berthd string, args ...string) *Daemon {
+	n.t.Helper()
+	socket := "/run/docker/plugins/" + driver + ".sock"
 	n.Must("mkdir", "-p", "/run/docker/plugins")
-	d := n.Start("berthd", berthd, "volume", "--socket", socket, "--state", "/var/lib/berth", "--data", data)
+	argv := append([]string{berthd}, args...)
+	d := n.Start("berthd", append(argv, "--socket", socket, "--state", "/var/lib/berth")...)
 	d.waitUp(n.t, time.Minute, n.listens(socket))
 	return d
 }

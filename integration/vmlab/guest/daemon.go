@@ -27,7 +27,7 @@ type Daemon struct {
 // shown when the test fails.
 func (n *Node) Start(name string, argv ...string) *Daemon {
 	n.t.Helper()
-	path := filepath.Join(n.dir, name+".log")
+	path := n.logFile(name)
 	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		n.t.Fatal(err)
@@ -50,6 +50,9 @@ func (n *Node) Start(name string, argv ...string) *Daemon {
 	})
 	return d
 }
+
+// logFile is where a daemon's output goes.
+func (n *Node) logFile(daemon string) string { return filepath.Join(n.dir, daemon+".log") }
 
 // Signal sends a signal to the daemon.
 func (d *Daemon) Signal(t testing.TB, sig syscall.Signal) {

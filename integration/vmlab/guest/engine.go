@@ -28,11 +28,23 @@ const engineLimit = 2 * time.Minute
 // the rest of its start.
 func (n *Node) StartEngine() {
 	n.t.Helper()
+	n.RestartEngine()
+	n.importImage()
+}
+
+// RestartEngine runs the engine that StartEngine has run before, with the images
+// and containers that it has, and returns when it answers.
+func (n *Node) RestartEngine() {
+	n.t.Helper()
 	// dockerd gives a containerd that it starts itself 15 s, too little here.
 	const containerd = "/run/containerd/containerd.sock"
 	n.Start("containerd", "containerd", "--log-level=error").waitUp(n.t, engineLimit, n.listens(containerd))
 	n.Start("dockerd", "dockerd", "--log-level=warn", "--containerd="+containerd,
 		"--bridge=none", "--iptables=false", "--ip6tables=false").waitUp(n.t, engineLimit, n.engineAnswers)
+}
+
+func (n *Node) importImage() {
+	n.t.Helper()
 	archive, err := busyboxArchive()
 	if err != nil {
 		n.t.Fatal(err)
@@ -48,6 +60,16 @@ func (n *Node) StartEngine() {
 	if err != nil {
 		n.t.Fatalf("%s: import %s: %v", n.Name, Image, err)
 	}
+}
+
+// EngineLog is what the engine has said until now, over all its starts.
+func (n *Node) EngineLog() string {
+	n.t.Helper()
+	text, err := os.ReadFile(n.logFile("dockerd"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return string(text)
 }
 
 // Docker runs a docker command on the node that has to succeed; args are one

@@ -72,6 +72,42 @@ func (l *LAN) NewNode(t testing.TB, name string) *Node {
 	return n
 }
 
+// CountVLAN counts the frames from a node that go over the segment with the tag of a
+// VLAN, and returns what says how many it were until now.
+func (l *LAN) CountVLAN(t testing.TB, node string, id int) func() int {
+	t.Helper()
+	table := fmt.Sprintf("vlan%d", id)
+	must(t, "ip", "netns", "exec", l.netns, "nft", fmt.Sprintf(
+		"add table bridge %[1]s; add chain bridge %[1]s in { type filter hook prerouting priority 0; }; add rule bridge %[1]s in iifname to-%[2]s vlan id %[3]d counter",
+		table, node, id))
+	return func() int {
+		t.Helper()
+		text := must(t, "ip", "netns", "exec", l.netns, "nft", "list", "table", "bridge", table)
+		_, after, found := strings.Cut(text, "counter packets ")
+		digits, _, _ := strings.Cut(after, " ")
+		count, err := strconv.Atoi(digits)
+		if !found || err != nil {
+			t.Fatalf("no counter in\n%s", text)
+		}
+		return count
+	}
+}
+
+// LosePower ends all that the node runs, at once, and takes away what a reboot takes:
+// mounts, /run, firewall rules, and links other than those of NewNode.
+func (n *Node) LosePower() {
+	n.t.Helper()
+	n.Must("busybox", "kill", "-9", "-1")
+	n.Must("sh", "-ec", `
+		for dir in $(grep -o ' /var/lib/docker/[^ ]*\| /run/[^ ]*' /proc/mounts); do umount -l "$dir" 2>/dev/null || true; done
+		umount -l /run
+		mount -t tmpfs -o mode=755 tmpfs /run
+		nft flush ruleset
+		for link in $(ls /sys/class/net); do
+			case $link in lo | eth0) ;; *) ip link del "$link" 2>/dev/null || true ;; esac
+		done`)
+}
+
 // On is the same node for a subtest, which fails instead of the test that made the
 // node.
 func (n *Node) On(t testing.TB) *Node {
@@ -171,10 +207,12 @@ func (n *Node) MustFail(limit time.Duration, words []string, argv ...string) str
 	return r.Out
 }
 
-// must runs a command of the VM itself.
-func must(t testing.TB, argv ...string) {
+// must runs a command of the VM itself and returns its output.
+func must(t testing.TB, argv ...string) string {
 	t.Helper()
-	if out, err := exec.CommandContext(t.Context(), argv[0], argv[1:]...).CombinedOutput(); err != nil {
+	out, err := exec.CommandContext(t.Context(), argv[0], argv[1:]...).CombinedOutput()
+	if err != nil {
 		t.Fatalf("%s: %v\n%s", strings.Join(argv, " "), err, out)
 	}
+	return string(out)
 }
