@@ -208,6 +208,10 @@ func (t *site) measurePairs(ctx context.Context, s addressSettings) (*grid, erro
 
 // measureRecovery kills berthd while it holds many addresses, and looks at its memory.
 func (t *site) measureRecovery(ctx context.Context, n, rounds int) (*grid, error) {
+	// A new berthd has nothing of what was measured before.
+	if err := t.killPlugin(ctx); err != nil {
+		return nil, err
+	}
 	before, err := t.settled(ctx)
 	if err != nil {
 		return nil, err
@@ -235,6 +239,18 @@ func (t *site) measureRecovery(ctx context.Context, n, rounds int) (*grid, error
 	return g, err
 }
 
+// killPlugin kills berthd when dockerd is sure to see it: for half a second after it has
+// started a plugin, dockerd looks away.
+func (t *site) killPlugin(ctx context.Context) error {
+	const sure = 2 * time.Second
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(sure):
+	}
+	return t.host.KillPlugin(ctx)
+}
+
 // recovery kills berthd once.
 func (t *site) recovery(ctx context.Context, pool string) (float64, error) {
 	const within = 30 * time.Second
@@ -250,7 +266,7 @@ func (t *site) recovery(ctx context.Context, pool string) (float64, error) {
 	if _, err := fmt.Fscanln(out, &word); err != nil {
 		return 0, errors.Join(err, <-ended)
 	}
-	if err := t.host.KillPlugin(ctx); err != nil {
+	if err := t.killPlugin(ctx); err != nil {
 		return 0, err
 	}
 	var seconds float64
