@@ -12,9 +12,12 @@ import (
 // A pool in use whose addresses nobody asks for costs two frames for each spare
 // every refreshEvery: with three, one small broadcast frame in five seconds, about
 // 100 bits a second. An address that is handed out costs the two frames that it would
-// have cost anyway.
+// have cost anyway. Asking takes longer than a start does, so when many are handed out
+// there are as many spares as that were a moment ago.
 const (
 	spareCount   = 3
+	mostSpares   = 64
+	momentAgo    = 2 * time.Second
 	refreshEvery = 30 * time.Second
 	clearFor     = time.Minute
 	usedFor      = 10 * time.Minute
@@ -56,6 +59,29 @@ type pool struct {
 	Pool
 	asked  time.Time
 	spares map[netip.Addr]spare
+	// handed is how many were handed out since then, before how many in the moment
+	// before that.
+	handed, before int
+	since          time.Time
+}
+
+// handOut counts one.
+func (p *pool) handOut(now time.Time) {
+	if passed := now.Sub(p.since); passed >= momentAgo {
+		p.before, p.handed, p.since = p.handed, 0, now
+		if passed >= 2*momentAgo {
+			p.before = 0
+		}
+	}
+	p.handed++
+}
+
+// want is how many spares there should be.
+func (p *pool) want(now time.Time) int {
+	if now.Sub(p.since) >= 2*momentAgo {
+		return spareCount
+	}
+	return min(max(spareCount, p.handed, p.before), mostSpares)
 }
 
 // A spare is what was heard about an address, and when.
@@ -135,6 +161,7 @@ func (s *Spares) Clear(id string, addr netip.Addr) bool {
 	}
 	now := time.Now()
 	p.asked = now
+	p.handOut(now)
 	found := p.spares[addr]
 	delete(p.spares, addr)
 	s.wake()
@@ -220,7 +247,7 @@ func (s *Spares) due(now time.Time) map[string][]*pool {
 				fresh++
 			}
 		}
-		if fresh < spareCount {
+		if fresh < p.want(now) {
 			due[p.Parent] = append(due[p.Parent], p)
 		}
 	}
@@ -234,9 +261,9 @@ func (s *Spares) fill(ctx context.Context, parent string, pools []*pool) {
 	var ask []netip.Addr
 	for _, p := range pools {
 		s.mu.Lock()
-		peek := p.Peek
+		peek, n := p.Peek, p.want(time.Now())
 		s.mu.Unlock()
-		next := peek(spareCount)
+		next := peek(n)
 		now := time.Now()
 		s.mu.Lock()
 		have := p.spares

@@ -208,3 +208,25 @@ func TestSparesOfAParentThatIsDown(t *testing.T) {
 	ready(t, s, "pool", 1)
 	assert.Assert(t, s.Clear("pool", addr("192.0.2.1")))
 }
+
+// Many that are handed out have as many come after them, for a moment.
+func TestSparesForMany(t *testing.T) {
+	now := time.Now()
+	p := &pool{}
+	assert.Equal(t, p.want(now), spareCount)
+	for range 10 {
+		p.handOut(now)
+	}
+	assert.Equal(t, p.want(now), 10)
+	p.handOut(now.Add(momentAgo))
+	assert.Equal(t, p.want(now.Add(momentAgo)), 10)
+	p.handOut(now.Add(2 * momentAgo))
+	assert.Equal(t, p.want(now.Add(2*momentAgo)), spareCount)
+	for range 10 * mostSpares {
+		p.handOut(now.Add(2 * momentAgo))
+	}
+	assert.Equal(t, p.want(now.Add(2*momentAgo)), mostSpares)
+	assert.Equal(t, p.want(now.Add(4*momentAgo)), spareCount)
+	p.handOut(now.Add(10 * momentAgo))
+	assert.Equal(t, p.want(now.Add(10*momentAgo)), spareCount)
+}
