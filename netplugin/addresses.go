@@ -94,6 +94,12 @@ func (s *leaseStore) markConflict(pool string, c ipam.Conflict) error {
 	return s.decide(context.Background(), func(a *ipam.Allocator) error { return a.MarkConflict(pool, c) }, nil)
 }
 
+// clearConflict notes that nobody on the LAN has an address any more. If that is lost
+// it is asked for again.
+func (s *leaseStore) clearConflict(pool string, addr netip.Addr) {
+	_, _ = s.begin(func(a *ipam.Allocator) error { a.ClearConflict(pool, addr); return nil })
+}
+
 // pool returns a pool by its ID.
 func (s *leaseStore) pool(id string) (pool ipam.Pool, ok bool) {
 	s.mu.Lock()

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/docker/go-plugins-helpers/ipam"
-	"github.com/docker/go-plugins-helpers/network"
 	"github.com/sirupsen/logrus"
 	"gotest.tools/v3/assert"
 	"gotest.tools/v3/poll"
@@ -24,7 +23,6 @@ import (
 	"github.com/berth-plugin/berth/netplugin/dhcp"
 	"github.com/berth-plugin/berth/netplugin/link"
 	"github.com/berth-plugin/berth/netplugin/probe"
-	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/testkit"
 )
 
@@ -184,41 +182,9 @@ func (e *dhcpEnv) request(n *dockerNet, opts map[string]string) (netip.Addr, err
 	return netip.MustParsePrefix(got.Address).Addr(), nil
 }
 
-// attach makes an endpoint with an address and returns its MAC address.
-func (e *dhcpEnv) attach(n *dockerNet, name string, addr netip.Addr) (*container, error) {
-	c := &container{net: n, endpoint: id(name), addr: netip.PrefixFrom(addr, 24).String()}
-	resp, err := e.net.CreateEndpoint(e.t.Context(), c.request())
-	if err != nil {
-		return nil, err
-	}
-	c.mac = resp.Interface.MacAddress
-	return c, nil
-}
-
-// detach ends it.
-func (e *dhcpEnv) detach(c *container) {
-	e.t.Helper()
-	assert.NilError(e.t, e.net.DeleteEndpoint(e.t.Context(), &network.DeleteEndpointRequest{NetworkID: c.net.id, EndpointID: c.endpoint}))
-	assert.NilError(e.t, e.release(c))
-}
-
 // part tells the server of all that has ended.
 func (e *dhcpEnv) part() {
 	e.d.partings.tell(func(dhcp.Lease) bool { return true })
-}
-
-// shown is the lease of an address as operators see it.
-func (e *dhcpEnv) shown(n *dockerNet, addr netip.Addr) control.Lease {
-	e.t.Helper()
-	leases, err := e.d.Admin().Leases(e.t.Context(), n.id)
-	assert.NilError(e.t, err)
-	for _, l := range leases {
-		if l.Addr == addr {
-			return l
-		}
-	}
-	e.t.Fatalf("no lease of %s: %+v", addr, leases)
-	return control.Lease{}
 }
 
 func (c *container) ip() netip.Addr { return netip.MustParsePrefix(c.addr).Addr() }

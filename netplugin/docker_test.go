@@ -7,6 +7,9 @@ import (
 
 	"github.com/docker/go-plugins-helpers/ipam"
 	"github.com/docker/go-plugins-helpers/network"
+	"gotest.tools/v3/assert"
+
+	"github.com/berth-plugin/berth/shared/control"
 )
 
 // id makes a network or endpoint ID of dockerd's form of a short name.
@@ -43,6 +46,59 @@ func (e *testEnv) createNetwork(name, subnet string, opts map[string]any) (*dock
 		return nil, errors.Join(err, e.releaseNetwork(n))
 	}
 	return n, nil
+}
+
+// ask does what an engine does for the address of a container, before 29 if the name
+// is "". ip is the user's --ip, "" for none.
+func (e *testEnv) ask(n *dockerNet, name, ip string) (netip.Addr, error) {
+	req := &ipam.RequestAddressRequest{PoolID: n.poolID, Address: ip}
+	if name != "" {
+		req.Options = map[string]string{optEndpointName: name}
+	}
+	got, err := e.ipam.RequestAddress(e.t.Context(), req)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	return netip.MustParsePrefix(got.Address).Addr(), nil
+}
+
+// giveBack is what an engine does with an address that it does not need any more.
+func (e *testEnv) giveBack(n *dockerNet, addr netip.Addr) error {
+	return e.ipam.ReleaseAddress(e.t.Context(), &ipam.ReleaseAddressRequest{PoolID: n.poolID, Address: addr.String()})
+}
+
+// attach makes an endpoint with an address and returns its MAC address.
+func (e *testEnv) attach(n *dockerNet, name string, addr netip.Addr) (*container, error) {
+	c := &container{net: n, endpoint: id(name), addr: netip.PrefixFrom(addr, netip.MustParsePrefix(n.pool).Bits()).String()}
+	resp, err := e.net.CreateEndpoint(e.t.Context(), c.request())
+	if err != nil {
+		return nil, err
+	}
+	if resp.Interface != nil {
+		c.mac = resp.Interface.MacAddress
+	}
+	return c, nil
+}
+
+// detach ends it.
+func (e *testEnv) detach(c *container) {
+	e.t.Helper()
+	assert.NilError(e.t, e.net.DeleteEndpoint(e.t.Context(), &network.DeleteEndpointRequest{NetworkID: c.net.id, EndpointID: c.endpoint}))
+	assert.NilError(e.t, e.release(c))
+}
+
+// shown is the lease of an address as operators see it.
+func (e *testEnv) shown(n *dockerNet, addr netip.Addr) control.Lease {
+	e.t.Helper()
+	leases, err := e.d.Admin().Leases(e.t.Context(), n.id)
+	assert.NilError(e.t, err)
+	for _, l := range leases {
+		if l.Addr == addr {
+			return l
+		}
+	}
+	e.t.Fatalf("no lease of %s: %+v", addr, leases)
+	return control.Lease{}
 }
 
 func (n *dockerNet) request(opts map[string]any) *network.CreateNetworkRequest {

@@ -359,17 +359,21 @@ type testEnv struct {
 	links Links
 	// move puts a link into a container, as dockerd does after Join.
 	move func(c *container, src string) error
-	// with completes the Config of each daemon, nil does nothing.
-	with func(*Config)
+	// with completes the Config of each daemon, nil does nothing. after ends what it
+	// has begun, when the daemon has ended.
+	with  func(*Config)
+	after func() error
 	// poolOpts are the --ipam-opt of networks.
 	poolOpts map[string]string
 	path     string
-	t0       time.Time
-	db       *state.DB
-	d        *Driver
-	net      pluginapi.NetworkDriver
-	ipam     pluginapi.IPAMDriver
-	seed     byte
+	// clock guards t0 where the daemon looks at it of its own accord.
+	clock sync.Mutex
+	t0    time.Time
+	db    *state.DB
+	d     *Driver
+	net   pluginapi.NetworkDriver
+	ipam  pluginapi.IPAMDriver
+	seed  byte
 }
 
 func newEnv(t testing.TB) *testEnv {
@@ -396,11 +400,31 @@ func newEnvOn(t testing.TB, mode Mode, lan func() Mode, links Links) *testEnv {
 	t.Helper()
 	e := &testEnv{t: t, mode: mode, lan: lan, links: links, path: filepath.Join(t.TempDir(), "net.db"), t0: time.Unix(1_700_000_000, 0)}
 	e.start()
-	t.Cleanup(func() { assert.Check(t, errors.Join(e.d.Close(), e.db.Close())) })
+	t.Cleanup(func() { assert.Check(t, e.end()) })
 	return e
 }
 
-func (e *testEnv) now() time.Time { return e.t0 }
+// end ends the daemon, however it is.
+func (e *testEnv) end() error {
+	err := errors.Join(e.d.Close(), e.db.Close())
+	if e.after != nil {
+		err = errors.Join(err, e.after())
+	}
+	return err
+}
+
+func (e *testEnv) now() time.Time {
+	e.clock.Lock()
+	defer e.clock.Unlock()
+	return e.t0
+}
+
+// later lets time go by.
+func (e *testEnv) later(by time.Duration) {
+	e.clock.Lock()
+	defer e.clock.Unlock()
+	e.t0 = e.t0.Add(by)
+}
 
 // start opens the state and recovers.
 func (e *testEnv) start() {
@@ -427,7 +451,7 @@ func (e *testEnv) start() {
 // restart ends the daemon, however it is, and starts another one.
 func (e *testEnv) restart() {
 	e.t.Helper()
-	assert.NilError(e.t, errors.Join(e.d.Close(), e.db.Close()))
+	assert.NilError(e.t, e.end())
 	e.start()
 }
 

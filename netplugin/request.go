@@ -3,6 +3,7 @@ package netplugin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"time"
@@ -38,7 +39,7 @@ func (d *Driver) requestAddress(ctx context.Context, want ipam.AddressRequest, n
 		var inUse *ipam.InUse
 		if errors.As(err, &inUse) && named {
 			// That was a while ago.
-			if err := d.probeAgain(ctx, pool, want.Addr); err != nil {
+			if err := d.probeAgain(ctx, pool, want.Addr, inUse); err != nil {
 				return netip.Prefix{}, err
 			}
 			want.Probed = true
@@ -112,18 +113,22 @@ func (d *Driver) askAhead(ctx context.Context, pool ipam.Pool, clear map[netip.A
 }
 
 // probeAgain asks once more for an address that somebody on the LAN had and that a
-// user wants by name. The error says who has it.
-func (d *Driver) probeAgain(ctx context.Context, pool ipam.Pool, addr netip.Addr) error {
+// user wants by name. The error says who has it, known as what was found before.
+func (d *Driver) probeAgain(ctx context.Context, pool ipam.Pool, addr netip.Addr, known error) error {
 	if pool.Options.Conflict == ipam.ConflictWarn || d.prober == nil || probeMode(pool) == probe.Off {
 		d.log.WithFields(logrus.Fields{"network": pool.Network, "address": addr}).
 			Warn("address was in use by somebody else on the LAN; given out all the same")
 		return nil
 	}
 	conflict, err := d.prober.Probe(ctx, d.askedOn(pool), addr, probeMode(pool))
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w; %w", known, err)
+	}
 	if err != nil {
 		return err
 	}
 	if conflict == nil {
+		d.store.leases.clearConflict(pool.ID, addr)
 		return nil
 	}
 	return errors.Join(conflictError(*conflict, pool), d.noteConflict(pool, *conflict))

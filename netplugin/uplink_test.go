@@ -2,7 +2,6 @@ package netplugin
 
 import (
 	"context"
-	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -13,21 +12,8 @@ import (
 	"gotest.tools/v3/assert"
 	"gotest.tools/v3/poll"
 
-	"github.com/berth-plugin/berth/netplugin/link"
-	"github.com/berth-plugin/berth/netplugin/probe"
 	"github.com/berth-plugin/berth/shared/control"
 )
-
-// probing lets the driver ask on LANs.
-func (e *testEnv) probing(t *testing.T) {
-	t.Helper()
-	p := probe.New(probe.Options{
-		Link: e.links.(*link.Handle),
-		Ours: func(parent string, mac net.HardwareAddr) bool { return e.d.OwnMAC(parent, mac) },
-	})
-	t.Cleanup(func() { assert.Check(t, p.Close()) })
-	e.d.prober, e.d.spares = p, probe.NewSpares(p)
-}
 
 func TestBridgeOnALAN(t *testing.T) {
 	e, host, neighbour, sandboxes := lanEnv(t)
@@ -71,7 +57,7 @@ func TestBridgeOnALAN(t *testing.T) {
 
 	// A daemon that starts anew finds all as it is.
 	e.restart()
-	e.t0 = e.t0.Add(24 * time.Hour)
+	e.later(24 * time.Hour)
 	e.d.tick(t.Context())
 	ping(b)
 	networks, err := e.d.Admin().Networks(t.Context())
