@@ -159,6 +159,10 @@ func TestUDPServerThatComesLater(t *testing.T) {
 	}
 	go echoUDP(w.listenUDP(w.box, "10.1.0.2:80"))
 	got, err := ask(c, "there")
+	for err == nil && got == "early" {
+		// On a busy machine the last of these comes late.
+		got, err = ask(c, "there")
+	}
 	assert.NilError(t, err)
 	assert.Equal(t, got, "there")
 }

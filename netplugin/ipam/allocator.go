@@ -268,11 +268,20 @@ func (a *Allocator) Configure(id string, o PoolOptions) (Pool, error) {
 }
 
 func (a *Allocator) configure(p *pool, o PoolOptions) error {
-	var moved []Event
-	var led *ledger
-	if o.Parent != p.Options.Parent {
-		led = a.ledgers[ledgerKey{o.Parent, p.is4()}]
+	change := func() {
+		p.Options = o
+		p.excluded = spansIn(o.Exclude, p.Prefix)
+		p.exhausted = 0
 	}
+	if o.Parent == p.Options.Parent {
+		change()
+		for _, i := range a.entriesOf(p) {
+			a.relink(p.led, i)
+		}
+		return nil
+	}
+	var moved []Event
+	led := a.ledgers[ledgerKey{o.Parent, p.is4()}]
 	for _, e := range a.stateOf(p) {
 		if led != nil {
 			keep, err := a.fits(led, p, e)
@@ -286,9 +295,7 @@ func (a *Allocator) configure(p *pool, o PoolOptions) error {
 		moved = append(moved, e)
 	}
 	a.exit(p)
-	p.Options = o
-	p.excluded = spansIn(o.Exclude, p.Prefix)
-	p.exhausted = 0
+	change()
 	a.enter(p)
 	var errs []error
 	for _, e := range moved {

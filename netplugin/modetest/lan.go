@@ -26,6 +26,8 @@ func PrepareLAN(ns *testkit.Netns) {
 	for _, s := range LANNetwork(options.ModeMacvlan, 1).Subnets {
 		ns.Run("ip", "addr", "add", hostOf(s).String(), "dev", Parent, "nodad")
 	}
+	// The kernel finds out a moment later that the other end is up, too.
+	ns.Run("sh", "-c", `until [ "$(ip -br link show up | grep -c ' UP ')" = 2 ]; do sleep 0.01; done`)
 }
 
 // HostAddr is the address of the host in a subnet of LANNetwork 1.
