@@ -27,7 +27,9 @@ func PrepareLAN(ns *testkit.Netns) {
 		ns.Run("ip", "addr", "add", hostOf(s).String(), "dev", Parent, "nodad")
 	}
 	// The kernel finds out a moment later that the other end is up, too.
-	ns.Run("sh", "-c", `until [ "$(ip -br link show up | grep -c ' UP ')" = 2 ]; do sleep 0.01; done`)
+	for _, name := range []string{Parent, Neighbour} {
+		ns.Run("timeout", "10", "sh", "-c", "until ip -br link show dev "+name+" | grep -q ' UP '; do sleep 0.01; done")
+	}
 }
 
 // HostAddr is the address of the host in a subnet of LANNetwork 1.
