@@ -119,7 +119,7 @@ type Pool struct {
 	// Conflict is what becomes of a user's own address that is in use: "refuse" or
 	// "warn".
 	Conflict string
-	// Exclude are the addresses and ranges that nobody gets, as the user wrote them.
+	// Exclude are the addresses that nobody gets, and ranges A-B of them.
 	Exclude []string `json:",omitempty"`
 	// DHCP says that the LAN's DHCP server gives the addresses.
 	DHCP bool `json:",omitempty"`
