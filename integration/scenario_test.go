@@ -43,6 +43,8 @@ type header struct {
 	hosts, nics int
 	engineArgs  []string
 	plugins     []string
+	// volumesOn is the file system of the volumes' directory; "" is the host's.
+	volumesOn string
 	// settings are the network plugin's, as NAME=value.
 	settings []string
 	// like names the driver of Docker's own that passes the scenario too, on
@@ -86,6 +88,8 @@ func parseHeader(text string) (header, error) {
 				return h, fmt.Errorf("lan %q: want yes or no", value)
 			}
 			h.wired = value == "yes"
+		case "volumes-on":
+			h.volumesOn = value
 		case "engine-args":
 			h.engineArgs = strings.Fields(value)
 		case "plugins":
@@ -106,7 +110,7 @@ func parseHeader(text string) (header, error) {
 		case "modes":
 			h.modes = strings.Fields(value)
 		default:
-			return h, fmt.Errorf("header %q is unknown: have tier, like, hosts, lan, nics, engine-args, plugins, settings, engines, modes", m[1])
+			return h, fmt.Errorf("header %q is unknown: have tier, like, hosts, lan, nics, volumes-on, engine-args, plugins, settings, engines, modes", m[1])
 		}
 	}
 	return h, nil
@@ -263,6 +267,7 @@ func newScenario(t *testing.T, head header, r run) *scenario {
 	for i := range head.hosts {
 		h := lab.NewHost(t, lab.Options{
 			Name: fmt.Sprintf("%s-h%d", base, i+1), Engine: r.engine, LAN: s.lan, NICs: head.nics, DaemonArgs: head.engineArgs,
+			VolumesOn: head.volumesOn,
 		})
 		s.hosts = append(s.hosts, h)
 		t.Cleanup(func() { keepFailed(t, h) })

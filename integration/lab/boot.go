@@ -32,6 +32,8 @@ type bootConfig struct {
 	Cgroups []string
 	// ReadOnly are directories of the machine, shown inside at the same paths.
 	ReadOnly []string
+	// VolumesImage is a file system for the directory of Berth's volumes; "" is none.
+	VolumesImage string
 	// Lifeline says that lifelineFD is there.
 	Lifeline bool
 }
@@ -157,7 +159,10 @@ func mountRoot(cfg bootConfig) error {
 			return fmt.Errorf("mount %s on %s: %w", m.source, m.target, err)
 		}
 	}
-	return pivot(root)
+	if err := pivot(root); err != nil {
+		return err
+	}
+	return mountVolumes(cfg.VolumesImage)
 }
 
 // cgroupMountings mounts the hierarchies again: from inside the new cgroup

@@ -38,6 +38,9 @@ type Options struct {
 	// NICs is how many links the host has to its LAN, at most 9; 0 means 1. Those
 	// after eth0 are up and have no address.
 	NICs int `json:",omitempty"`
+	// VolumesOn is the file system that the directory of Berth's volumes is on,
+	// "btrfs" or "xfs", in an image of its own; "" leaves it on the host's disk.
+	VolumesOn string `json:",omitempty"`
 	// Detached hosts stay when the process that made them ends.
 	Detached bool
 }
@@ -125,6 +128,9 @@ func New(ctx context.Context, opts Options) (*Host, error) {
 		}
 	}
 	err = linkTools(ctx, filepath.Join(h.Dir, "disk/upper"), opts.BuildDir)
+	if err == nil && opts.VolumesOn != "" {
+		err = makeVolumesImage(ctx, h.volumesImage(), opts.VolumesOn)
+	}
 	if err == nil {
 		err = h.Start(ctx)
 	}
@@ -216,6 +222,9 @@ func (h *Host) Start(ctx context.Context) error {
 		Cgroups:  cgroups,
 		ReadOnly: h.sharedDirs(),
 		Lifeline: !h.opts.Detached,
+	}
+	if h.opts.VolumesOn != "" {
+		cfg.VolumesImage = h.volumesImage()
 	}
 	if err := h.boot(ctx, cfg); err != nil {
 		return fmt.Errorf("boot host %s: %w", h.Name, err)
