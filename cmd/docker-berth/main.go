@@ -17,12 +17,16 @@ import (
 
 	"github.com/berth-plugin/berth/cmd/docker-berth/commands"
 	"github.com/berth-plugin/berth/cmd/docker-berth/engine"
+	"github.com/berth-plugin/berth/cmd/docker-berth/pause"
 )
 
 // version is set by the linker.
 var version = "dev"
 
 func main() {
+	if pause.Init() {
+		return
+	}
 	if !plugin.RunningStandalone() {
 		plugin.Run(func(docker command.Cli) *cobra.Command {
 			return commands.New(commands.Config{Docker: dockerCLI{docker}, Version: version})
@@ -31,7 +35,7 @@ func main() {
 			SchemaVersion:    "0.1.0",
 			Vendor:           "Berth",
 			Version:          version,
-			ShortDescription: "Berth's networks: ports, addresses, checks",
+			ShortDescription: "Berth's networks and volumes: ports, addresses, snapshots, checks",
 			URL:              "https://github.com/berth-plugin/berth",
 		})
 		return
@@ -67,6 +71,7 @@ func runAlone() error {
 // it is first asked.
 type dockerCLI struct{ cli command.Cli }
 
+func (d dockerCLI) In() io.Reader   { return d.cli.In() }
 func (d dockerCLI) Out() io.Writer  { return d.cli.Out() }
 func (d dockerCLI) Err() io.Writer  { return d.cli.Err() }
 func (d dockerCLI) API() engine.API { return d.cli.Client() }

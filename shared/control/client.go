@@ -32,13 +32,15 @@ const (
 type Client struct {
 	socket string
 	http   *http.Client
+	// silence is the constant but in tests.
+	silence time.Duration
 }
 
 // NewClient returns a Client of the daemon that listens on a unix socket. It does
 // not connect yet.
 func NewClient(socket string) *Client {
 	dialer := net.Dialer{Timeout: dialTimeout}
-	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
+	return &Client{socket: socket, silence: silence, http: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return dialer.DialContext(ctx, "unix", socket)
 		},
@@ -142,6 +144,10 @@ func (c *Client) call(ctx context.Context, method, path string, request, answer 
 	if err != nil || answer == nil {
 		return err
 	}
+	return c.decode(text, answer)
+}
+
+func (c *Client) decode(text []byte, answer any) error {
 	if err := json.Unmarshal(text, answer); err != nil {
 		return fault.Unavailable("%s: not an answer of Berth: %w", c.socket, err)
 	}
@@ -157,6 +163,16 @@ func withDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 
 // do sends a request and returns the body of an answer that is no error.
 func (c *Client) do(ctx context.Context, method, path string, body io.Reader) ([]byte, error) {
+	resp, err := c.send(ctx, method, path, body)
+	if err != nil {
+		return nil, c.unreachable(err)
+	}
+	defer resp.Body.Close()
+	return c.read(resp, path)
+}
+
+// send sends a request. The caller closes the answer's body.
+func (c *Client) send(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
 	// The host's name is of no use on a unix socket, but HTTP wants one.
 	req, err := http.NewRequestWithContext(ctx, method, "http://berth"+Prefix+version+"/"+path, body)
 	if err != nil {
@@ -165,11 +181,11 @@ func (c *Client) do(ctx context.Context, method, path string, body io.Reader) ([
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, c.unreachable(err)
-	}
-	defer resp.Body.Close()
+	return c.http.Do(req)
+}
+
+// read returns the body of an answer that is no error.
+func (c *Client) read(resp *http.Response, path string) ([]byte, error) {
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return nil, c.unreachable(err)

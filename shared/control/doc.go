@@ -14,8 +14,28 @@
 //	POST   /Berth/v1/leases/reserve           ReserveRequest, Lease
 //	POST   /Berth/v1/leases/release           ReleaseRequest, Lease
 //	GET    /Berth/v1/pools                    []Pool
+//	GET    /Berth/v1/volumes                  []Volume
+//	GET    /Berth/v1/volumes/NAME             Volume
+//	POST   /Berth/v1/volumes/clone            CloneRequest, Volume *
+//	POST   /Berth/v1/volumes/rollback         RollbackRequest, Rollback *
+//	POST   /Berth/v1/volumes/rename           RenameRequest, Volume
+//	POST   /Berth/v1/volumes/resize           ResizeRequest, Volume *
+//	POST   /Berth/v1/volumes/usage            UsageRequest, UsageReport *
+//	POST   /Berth/v1/volumes/adopt            AdoptRequest, Volume *
+//	POST   /Berth/v1/volumes/update           UpdateRequest, Volume
+//	GET    /Berth/v1/snapshots?volume=NAME    []Snapshot
+//	POST   /Berth/v1/snapshots/create         SnapshotRequest, Snapshot *
+//	POST   /Berth/v1/snapshots/remove         SnapshotRef, nothing *
+//	POST   /Berth/v1/snapshots/prune          PruneSnapshotsRequest, PruneSnapshotsReport *
+//	GET    /Berth/v1/trash                    []TrashEntry
+//	POST   /Berth/v1/trash/restore            RestoreTrashRequest, Volume
+//	POST   /Berth/v1/trash/purge              PurgeTrashRequest, PurgeTrashReport *
 //	GET    /Berth/v1/doctor                   []Finding
 //	GET    /Berth/v1/metrics                  Prometheus' text format
+//
+// Calls with a * may take long. One that does answers in lines of JSON: any number of
+// {"Progress":{…}}, at least one in five seconds, and at last {"Result":…} or
+// {"Err":…,"Kind":…}, the status being 200 in either case. To hang up is to undo it.
 //
 // The version in the path changes when an older client would misread an answer. A
 // new field or path changes nothing: both sides pass over fields they do not know.
@@ -46,4 +66,20 @@ const (
 	pathPools     = "pools"
 	pathDoctor    = "doctor"
 	pathMetrics   = "metrics"
+
+	pathVolumes    = "volumes"
+	pathClone      = "volumes/clone"
+	pathRollback   = "volumes/rollback"
+	pathRename     = "volumes/rename"
+	pathResize     = "volumes/resize"
+	pathUsage      = "volumes/usage"
+	pathAdopt      = "volumes/adopt"
+	pathUpdate     = "volumes/update"
+	pathSnapshots  = "snapshots"
+	pathSnapshot   = "snapshots/create"
+	pathUnsnapshot = "snapshots/remove"
+	pathPrune      = "snapshots/prune"
+	pathTrash      = "trash"
+	pathRestore    = "trash/restore"
+	pathPurge      = "trash/purge"
 )

@@ -3,23 +3,27 @@ package control
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 )
 
 // findings is the result of all checks: of the services, of the host, and of the
-// networks if they run.
+// networks and volumes if they run.
 func (s *Server) findings(ctx context.Context) []Finding {
 	s.mu.Lock()
-	services, network := s.info.Services, s.network
+	services, network, volume := s.info.Services, s.network, s.volume
 	found := make([]Finding, 0, len(services))
 	for _, service := range services {
 		found = append(found, serviceFinding(service))
 	}
 	s.mu.Unlock()
 
-	checks := s.checks
+	checks := slices.Clone(s.checks)
 	if network != nil {
-		checks = append(checks[:len(checks):len(checks)], network.Findings)
+		checks = append(checks, network.Findings)
+	}
+	if volume != nil {
+		checks = append(checks, volume.Findings)
 	}
 	results := make([][]Finding, len(checks))
 	var wg sync.WaitGroup

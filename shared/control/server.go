@@ -49,17 +49,24 @@ type Config struct {
 // services are ready and when they cannot start: that is when it is needed. All
 // methods may be called concurrently.
 type Server struct {
-	mux     *http.ServeMux
-	checks  []func(context.Context) []Finding
-	log     *logrus.Entry
+	mux    *http.ServeMux
+	checks []func(context.Context) []Finding
+	log    *logrus.Entry
+	// stopping is closed when calls that take long are to end.
+	stopping chan struct{}
+	stop     sync.Once
+	// pause and beat are progressPause and heartbeat but in tests.
+	pause, beat time.Duration
+
 	mu      sync.Mutex // guards all following fields
 	info    Info
 	network Networks
+	volume  VolumeAdmin
 }
 
 // New returns a Server of a daemon whose services are starting.
 func New(cfg Config) *Server {
-	s := &Server{mux: http.NewServeMux(), checks: cfg.Checks, log: cfg.Log, info: cfg.Info}
+	s := &Server{mux: http.NewServeMux(), checks: cfg.Checks, log: cfg.Log, info: cfg.Info, stopping: make(chan struct{}), pause: progressPause, beat: heartbeat}
 	if s.info.Started.IsZero() {
 		s.info.Started = time.Now()
 	}
@@ -121,6 +128,7 @@ func New(cfg Config) *Server {
 		}
 		return list(n.Pools(r.Context()))
 	})
+	s.routeVolumes()
 	if cfg.Metrics != nil {
 		s.mux.Handle(http.MethodGet+" "+Prefix+version+"/"+pathMetrics, cfg.Metrics)
 	}

@@ -21,7 +21,9 @@ const EnvSocket = "BERTH_SOCKET"
 // A Docker is the docker command line that the commands are part of. API, Host and
 // Context are those of the context that the user has chosen.
 type Docker interface {
+	In() io.Reader
 	Out() io.Writer
+	// Err has a method IsTerminal() bool if it may be one.
 	Err() io.Writer
 	API() engine.API
 	// Host is the engine's address, as unix:///var/run/docker.sock.
@@ -54,8 +56,8 @@ func New(cfg Config) *cobra.Command {
 	a := &app{Config: cfg}
 	root := &cobra.Command{
 		Use:   "berth",
-		Short: "Look at Berth's networks and keep them in order",
-		Long: "Look at Berth's networks and keep them in order.\n\n" +
+		Short: "Look at Berth's networks and volumes and keep them in order",
+		Long: "Look at Berth's networks and volumes and keep them in order.\n\n" +
 			"The daemon is found through Docker's list of plugins, or else in " + engine.SocketDir + ".",
 		Args: cli.NoArgs,
 		RunE: help,
@@ -69,6 +71,7 @@ func New(cfg Config) *cobra.Command {
 	root.AddCommand(
 		a.infoCommand(), a.versionCommand(), a.doctorCommand(), a.metricsCommand(), a.portCommand(),
 		a.networkCommand(), a.endpointCommand(), a.leaseCommand(), a.poolCommand(),
+		a.volumeCommand(), a.snapshotCommand(), a.trashCommand(),
 	)
 	cobra.CheckErr(root.RegisterFlagCompletionFunc("plugin", a.completePlugins))
 	visit(root, func(c *cobra.Command) { c.DisableFlagsInUseLine = true })
@@ -96,11 +99,26 @@ func (a *app) find(ctx context.Context, service string) (engine.Plugin, error) {
 	return engine.Find(ctx, a.Docker.API(), a.SocketDir, a.plugin, service)
 }
 
+// findPlugin is find for those who need the plugin's name or mounts too.
+func (a *app) findPlugin(ctx context.Context, service string) (engine.Plugin, error) {
+	p, err := a.find(ctx, service)
+	if err == nil && a.socket != "" {
+		p = a.namedSocket(ctx, !a.remote())
+	}
+	return p, err
+}
+
+// remote reports whether Docker's engine is on another machine.
+func (a *app) remote() bool { return engine.CheckLocal(a.Docker.Host(), a.Docker.Context()) != nil }
+
 // connect returns a client of the daemon that find finds. The caller closes it.
 func (a *app) connect(ctx context.Context, service string) (*control.Client, error) {
 	p, err := a.find(ctx, service)
 	if err != nil {
 		return nil, err
+	}
+	if service == control.VolumeService {
+		a.makeGood(ctx)
 	}
 	return control.NewClient(p.Socket), nil
 }

@@ -40,6 +40,7 @@ type world struct {
 	t        *testing.T
 	dir      string
 	host     string
+	in       bytes.Buffer
 	out, err bytes.Buffer
 
 	// What Docker tells.
@@ -59,6 +60,7 @@ type world struct {
 	removeErr error
 	settings  []control.Setting
 	lan       lan
+	shelf     *shelf
 }
 
 func newWorld(t *testing.T) *world {
@@ -205,6 +207,7 @@ func (w *world) run(args ...string) string {
 	return stdout
 }
 
+func (w *world) In() io.Reader   { return &w.in }
 func (w *world) Out() io.Writer  { return &w.out }
 func (w *world) Err() io.Writer  { return &w.err }
 func (w *world) API() engine.API { return w }

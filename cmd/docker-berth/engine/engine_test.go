@@ -10,12 +10,14 @@ import (
 	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/api/types/network"
 	"gotest.tools/v3/assert"
 )
 
 // answers is a Docker engine that answers what is set.
 type answers struct {
+	API        // what no test here needs
 	plugins    types.PluginsListResponse
 	networks   []network.Summary
 	containers []container.Summary
@@ -111,4 +113,44 @@ func TestCheckLocal(t *testing.T) {
 	for _, host := range []string{"tcp://10.0.0.1:2376", "ssh://prod", "npipe:////./pipe/docker_engine"} {
 		assert.ErrorContains(t, CheckLocal(host, "prod"), host)
 	}
+}
+
+func TestInsideOfAPlugin(t *testing.T) {
+	data, state, none := "/var/lib/berth/volumes/", "/var/lib/berth", ""
+	p := plugin("berth-vol:latest", "/usr/bin/berthd", "volumedriver")
+	p.Config.Mounts = []types.PluginMount{
+		{Name: "state", Source: &state, Destination: "/state"}, {Name: "data", Source: &data, Destination: "/data"},
+		{Name: "none", Source: &none, Destination: "/none"}, {Name: "unset", Destination: "/unset"},
+	}
+	plugins, err := Plugins(t.Context(), answers{plugins: types.PluginsListResponse{p}}, "/run")
+	assert.NilError(t, err)
+	for path, want := range map[string]string{
+		"/var/lib/berth/volumes": "/data", "/var/lib/berth/volumes/a/b": "/data/a/b", "/var/lib/berth/vol": "/state/vol", "/var/lib/berth": "/state",
+		"/var/lib/berthold": "", "/": "", "/srv": "", "/var/lib": "",
+	} {
+		inside, ok := plugins[0].Inside(path)
+		assert.Equal(t, inside, want, path)
+		assert.Equal(t, ok, want != "", path)
+	}
+	inside, ok := Plugin{Name: "berth-vol"}.Inside("/srv/x")
+	assert.Assert(t, ok && inside == "/srv/x", "a daemon of its own sees what this machine has")
+}
+
+func TestUsers(t *testing.T) {
+	api := answers{containers: []container.Summary{
+		{ID: "c2", Names: []string{"/web"}, State: container.StateRunning, Mounts: []container.MountPoint{
+			{Type: mount.TypeVolume, Name: "v"}, {Type: mount.TypeVolume, Name: "v"}, {Type: mount.TypeVolume, Name: "w"}, {Type: mount.TypeBind, Source: "/x"},
+		}},
+		{ID: "c1", Names: []string{"/db"}, State: container.StateExited, Mounts: []container.MountPoint{{Type: mount.TypeVolume, Name: "v"}}},
+	}}
+	users, err := Users(t.Context(), api)
+	assert.NilError(t, err)
+	assert.DeepEqual(t, users, map[string][]User{
+		"v": {{Container{ID: "c1", Name: "db"}, "exited"}, {Container{ID: "c2", Name: "web"}, "running"}},
+		"w": {{Container{ID: "c2", Name: "web"}, "running"}},
+	})
+	assert.Assert(t, users["w"][0].Running() && !users["v"][0].Running() && User{State: "paused"}.Running())
+	api.err = errors.New("down")
+	_, err = Users(t.Context(), api)
+	assert.ErrorContains(t, err, "down")
 }

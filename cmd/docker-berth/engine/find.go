@@ -42,6 +42,14 @@ type Plugin struct {
 	Enabled bool
 	// Services it has, by their names in package control; none when not known.
 	Services []string
+	// Mounts are the directories of this machine that a managed plugin sees.
+	Mounts []Mount
+}
+
+// A Mount is a directory of a managed plugin. Source is its path on this machine,
+// Destination the one that the daemon sees.
+type Mount struct {
+	Name, Source, Destination string
 }
 
 // Managed reports whether the daemon is started by Docker.
@@ -75,10 +83,50 @@ func Plugins(ctx context.Context, api API, socketDir string) ([]Plugin, error) {
 			Name: p.Name, ID: p.ID, Enabled: p.Enabled,
 			Socket:   filepath.Join(socketDir, p.ID, p.Config.Interface.Socket),
 			Services: services(p.Config.Interface.Types),
+			// Settings.Mounts are stale after a restart of Docker.
+			Mounts: mounts(p.Config.Mounts),
 		})
 	}
 	slices.SortFunc(plugins, func(a, b Plugin) int { return strings.Compare(a.Name, b.Name) })
 	return plugins, nil
+}
+
+func mounts(list []types.PluginMount) (mounts []Mount) {
+	for _, m := range list {
+		if m.Source != nil && *m.Source != "" {
+			mounts = append(mounts, Mount{Name: m.Name, Source: filepath.Clean(*m.Source), Destination: filepath.Clean(m.Destination)})
+		}
+	}
+	return mounts
+}
+
+// Inside returns the path by which the daemon sees a directory of this machine, which
+// is absolute and without links; false when it does not see it.
+func (p Plugin) Inside(path string) (string, bool) {
+	if !p.Managed() {
+		return path, true
+	}
+	var best Mount
+	for _, m := range p.Mounts {
+		// The mount that is farther down hides the one above.
+		if _, below := below(m.Source, path); below && len(m.Source) > len(best.Source) {
+			best = m
+		}
+	}
+	rest, ok := below(best.Source, path)
+	if !ok {
+		return "", false
+	}
+	return filepath.Join(best.Destination, rest), true
+}
+
+// below returns what leads from dir to path, if path is dir or below it.
+func below(dir, path string) (string, bool) {
+	if dir == "" {
+		return "", false
+	}
+	rest, err := filepath.Rel(dir, path)
+	return rest, err == nil && filepath.IsLocal(rest)
 }
 
 func services(types []types.PluginInterfaceType) (services []string) {
