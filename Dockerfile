@@ -43,6 +43,17 @@ RUN set -eu; mkdir -p /out/usr/sbin; cd /usr/sbin; \
     mkdir -p /out/run/docker/plugins /out/state /out/host/sysctl/net; \
     mkdir -p /dirs/run/docker/plugins /dirs/state /dirs/data /dirs/mnt/berth-volumes
 
+# What makes file systems in the images of volumes, and gives a copied btrfs a UUID of
+# its own. Everything else about them is done by system calls.
+FROM ${BASE_IMAGE} AS volume-tools
+RUN if ! command -v mkfs.btrfs >/dev/null || ! command -v mkfs.xfs >/dev/null || ! command -v mkfs.ext4 >/dev/null; then \
+      apt-get update && apt-get install -y --no-install-recommends btrfs-progs xfsprogs e2fsprogs && rm -rf /var/lib/apt/lists/*; \
+    fi
+RUN set -eu; mkdir -p /out/usr/sbin; \
+    for name in mkfs.btrfs btrfstune mkfs.xfs mkfs.ext4; do cp -L "$(command -v "$name")" /out/usr/sbin/; done; \
+    for file in /out/usr/sbin/*; do ldd "$file"; done \
+      | grep -o '/[^ ]*\.so[^ ]*' | sort -u | xargs cp -L --parents -t /out
+
 # The plugins run as root: dockerd ignores the user of a plugin's config, and a
 # child with another uid would lose CAP_NET_ADMIN and CAP_SYS_ADMIN, which are
 # what the plugins are for.
@@ -53,11 +64,13 @@ ENTRYPOINT ["/usr/bin/berthd", "network"]
 
 FROM scratch AS berth-vol
 COPY --from=tools /dirs/ /
+COPY --from=volume-tools /out/ /
 COPY --from=build /out/ /
 ENTRYPOINT ["/usr/bin/berthd", "volume"]
 
 FROM scratch AS berth
 COPY --from=tools /out/ /
 COPY --from=tools /dirs/ /
+COPY --from=volume-tools /out/ /
 COPY --from=build /out/ /
 ENTRYPOINT ["/usr/bin/berthd", "all"]

@@ -10,6 +10,7 @@ import (
 
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/shared/state"
+	"github.com/berth-plugin/berth/volplugin/netfs"
 )
 
 const (
@@ -33,9 +34,21 @@ const (
 type Config struct {
 	// Root is the absolute path of the volume root, an existing directory.
 	Root string
+	// Roots are further roots, which option root=NAME picks; see ParseRoots.
+	Roots []NamedRoot
+	// ShareBase is the directory below which Berth mounts file servers' shares, of this
+	// host and used for nothing else. "" mounts none.
+	ShareBase string
 	// MountBase is the directory below which volumes are mounted for dockerd, the
 	// plugin's propagatedMount. "" hands out the data directories themselves.
 	MountBase string
+	// SpecialBase is used where MountBase is "": the directory below which snapshots,
+	// images and volumes with options of mounts are mounted all the same. "" refuses
+	// these.
+	SpecialBase string
+	// Local is a directory of this host in which engines mount images and devices.
+	// It is not below MountBase.
+	Local string
 	// CheckMounts, when set, is asked by each Mount and refuses it with its error.
 	CheckMounts func() error
 	// DB keeps this host's cache and counts. The caller closes it after Run.
@@ -53,8 +66,10 @@ type Config struct {
 
 	// step is volume.Location's.
 	step func(step, volume string) error
-	// request and look replace requestTime and lookTime unless 0.
-	request, look time.Duration
+	// mount is netfs.NewMounter's.
+	mount netfs.MountFunc
+	// request, look and attach replace requestTime, lookTime and attachTime unless 0.
+	request, look, attach time.Duration
 }
 
 func (c *Config) complete() error {
@@ -62,6 +77,9 @@ func (c *Config) complete() error {
 		return fault.Invalid("volume root %q: want an absolute path", c.Root)
 	}
 	c.Root = filepath.Clean(c.Root)
+	if err := c.checkRoots(); err != nil {
+		return err
+	}
 	if c.DB == nil {
 		return fault.Invalid("volumes need a state file")
 	}
@@ -79,6 +97,9 @@ func (c *Config) complete() error {
 	}
 	if c.look == 0 {
 		c.look = lookTime
+	}
+	if c.attach == 0 {
+		c.attach = attachTime
 	}
 	return nil
 }

@@ -18,8 +18,6 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
-
-	"github.com/berth-plugin/berth/shared/state"
 )
 
 // victimEnv carries an order to a process of this test that is to be killed.
@@ -29,6 +27,8 @@ const victimEnv = "BERTH_TEST_VICTIM"
 // kills itself.
 type order struct {
 	Root, Base, DB string
+	// Shares is Config.ShareBase, Server the directory that stands for a file server.
+	Shares, Server string
 	Request        string
 	Name           string
 	Options        map[string]string
@@ -50,7 +50,7 @@ func victim() int {
 }
 
 func (o order) obey() error {
-	db, err := state.Open(o.DB, state.Options{Version: 1})
+	db, err := OpenState(o.DB)
 	if err != nil {
 		return err
 	}
@@ -58,7 +58,8 @@ func (o order) obey() error {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	d, err := New(Config{
-		Root: o.Root, MountBase: o.Base, DB: db, Log: logrus.NewEntry(log),
+		Root: o.Root, MountBase: o.Base, ShareBase: o.Shares, DB: db,
+		mount: (&fileServer{dir: o.Server}).mount, Log: logrus.NewEntry(log),
 		BootID: func() (string, error) { return "boot-1", nil },
 		step: func(string, string) error {
 			if steps == o.Die {
@@ -84,7 +85,12 @@ func (o order) obey() error {
 		_, err := d.Mount(ctx, &api.MountRequest{Name: o.Name, ID: "id"})
 		return err
 	case "expire":
-		d.expire(ctx)
+		d.home.expire(ctx)
+		return nil
+	case "tend":
+		for _, s := range d.all() {
+			s.tend(ctx)
+		}
 		return nil
 	case "recover":
 		return nil

@@ -9,6 +9,46 @@
 // at a time per volume, bounds every touch of the storage, remembers the volumes
 // it has seen, and counts mounts.
 //
+// # Stores
+//
+// A host may have several roots; a store is one of them as this host works on it:
+// the default one, those that the operator has named, and shares that Berth mounts.
+// Each has threads, a cache and background work of its own, so that one that hangs
+// holds up no volume of another. Names are one space for all of them, because
+// dockerd's are: a volume that exists in any store is the one that its name means,
+// and where two hosts have used one name in two stores, the store in which this
+// host saw it first has it. Which that is, is kept in the state file.
+//
+// # Shares
+//
+// The root of a share is a directory of a file server, which Berth mounts where only
+// it looks (package netfs) and whose volumes are bound from there as all others are.
+// How it is mounted is in the state file before it is mounted for the first time, so
+// that a later process, or the host after a reboot, can do it again. Until somebody
+// needs it, or a round in the background has mounted it, Get and List answer from what
+// was seen and do not try: mounting waits for a server.
+//
+// One attempt to mount or unmount a share runs at a time, beside the workers, since
+// mount(2) may hang for minutes; the server is spoken to before, so that it rarely
+// does. A handle that the server has forgotten is replaced by a new mount when no
+// container of this host uses the share. While one does, it keeps what it has.
+//
+// # Operations
+//
+// What an operator asks for (control.VolumeAdmin) and what a schedule does may take
+// minutes. An operation has a lock of its own for its volume, so that containers go on
+// to start and end beside a snapshot or a copy; what moves the data away takes the
+// requests' lock too. A volume that is filled from a source is made by two steps:
+// its record, which says what it is made from, and the data, in the background if it
+// takes longer than a request may. A process that comes after goes on with it.
+//
+// # Attached volumes
+//
+// Directories are there. What is in an image or on a device has to be mounted on this
+// host first, for as long as a container or an operation has it (holders). On a root
+// that other hosts may reach, holding a volume is also what they are told of
+// (society), and a volume for one host at a time is held by a lease.
+//
 // # When storage is away
 //
 // dockerd takes any error from Get for "no such volume": it forgets the volume
@@ -19,7 +59,7 @@
 // "not found" when the root was looked at, or when this host has once read the
 // whole root and every name since: then dockerd has no record of it either,
 // because all its knowledge of Berth's volumes came through here. A host that has
-// not read the root yet answers "unavailable" instead, for which package
+// not read the default root yet answers "unavailable" instead, for which package
 // pluginapi cuts the connection, and dockerd keeps its records. Cutting it in
 // every case would protect nothing more, and each `docker run -v NEW:/x`, for
 // whatever driver, would wait while dockerd tries again.

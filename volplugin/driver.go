@@ -4,21 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
+	"github.com/containerd/errdefs"
 	api "github.com/docker/go-plugins-helpers/volume"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/shared/keylock"
 	"github.com/berth-plugin/berth/shared/pluginapi"
-	"github.com/berth-plugin/berth/volplugin/engine/dir"
 	"github.com/berth-plugin/berth/volplugin/mount"
+	"github.com/berth-plugin/berth/volplugin/netfs"
 	"github.com/berth-plugin/berth/volplugin/options"
+	"github.com/berth-plugin/berth/volplugin/schedule"
 	"github.com/berth-plugin/berth/volplugin/volume"
 )
 
@@ -26,88 +28,332 @@ import (
 // requests that change or mount volumes are let in, and Run for as long as it is
 // used. All methods may be called concurrently.
 type Driver struct {
-	cfg      Config
-	location volume.Location
+	cfg    Config
+	ledger *ledger
 	// binder is nil when the data directories themselves are handed out.
 	binder *mount.Binder
+	// mounter is nil when no shares are mounted.
+	mounter *netfs.Mounter
 	// locks has one lock per volume name, held over a whole operation, also by
 	// one that was given up, until the kernel lets it go.
 	locks *keylock.Locker
-	// changes run Create, Mount, Unmount and Remove; looks run what Get does, so
-	// that neither takes the other's place when the storage hangs.
-	changes, looks *workers
-	scans          singleflight.Group
-	// hung is set while the storage is known not to answer.
-	hung atomic.Bool
-	// purge wakes Run when the trash holds data to be deleted at once.
-	purge chan struct{}
-
-	// cacheWrite is held while the cache changes, in the state file and memory.
-	cacheWrite sync.Mutex
+	// ops has one lock per volume name for what may take long, during which containers
+	// can start and end. Whoever takes both takes it after the one of locks.
+	ops *keylock.Locker
+	// special mounts what cannot be handed out as a directory of the root, where
+	// binder is nil; nil when that has no place.
+	special *mount.Binder
+	holders *holders
+	engines engines
+	// schedules makes the snapshots that are due.
+	schedules *schedule.Runner
+	// tasks is the context of what is done in the background for requests, running
+	// counts it.
+	tasks    context.Context
+	endTasks context.CancelFunc
+	running  sync.WaitGroup
+	// home is the store of the default root.
+	home *store
 
 	mu sync.Mutex // guards all following fields
-	// root, seen and mounts are what is in the state file.
-	root   rootState
-	seen   map[string]seenVolume
-	mounts map[string]volumeMounts
-	// clock counts this process's changes of volumes, changed says when each
-	// volume had its last.
-	clock   moment
-	changed map[string]moment
-	// lastRound is the clock at the last round of Run.
-	lastRound moment
-	// unfinished are the volumes that this host began to make or remove, as the
-	// last reading of the root found them.
-	unfinished map[string]bool
+	// stores has all, home too, by key.
+	stores map[string]*store
+	// working has the stores in which changes of volumes are under way, by name.
+	working map[string]*store
+	// start begins a store's background work; nil while Run does not run.
+	start func(*store)
 }
 
 var _ pluginapi.VolumeDriver = (*Driver)(nil)
 
 // New makes a driver from what an earlier process has kept in cfg.DB. It does not
-// touch the root, so it cannot hang on storage that is away.
+// touch a root, so it cannot hang on storage that is away.
 func New(cfg Config) (*Driver, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	d := &Driver{
-		cfg:     cfg,
-		locks:   keylock.New(),
-		changes: newWorkers(cfg.Root, stuckMost),
-		looks:   newWorkers(cfg.Root, stuckMost),
-		purge:   make(chan struct{}, 1),
-		seen:    map[string]seenVolume{},
-		mounts:  map[string]volumeMounts{},
-		changed: map[string]moment{},
-	}
-	if err := d.load(); err != nil {
+	ledger, err := openLedger(cfg.DB, cfg.Log, cfg.HostID)
+	if err != nil {
 		return nil, fmt.Errorf("load volumes: %w", err)
 	}
+	d := &Driver{cfg: cfg, ledger: ledger, locks: keylock.New(), ops: keylock.New(), holders: newHolders(), stores: map[string]*store{}, working: map[string]*store{}}
 	if cfg.MountBase != "" {
-		binder, err := mount.NewBinder(cfg.MountBase)
-		if err != nil {
+		if d.binder, err = mount.NewBinder(cfg.MountBase); err != nil {
 			return nil, err
 		}
-		d.binder = binder
+	} else if cfg.SpecialBase != "" {
+		if d.special, err = mount.NewBinder(cfg.SpecialBase); err != nil {
+			return nil, err
+		}
 	}
-	d.location = volume.Location{Path: d.cfg.Root, Engine: dir.Engine{}, Host: d.cfg.HostID, Now: d.cfg.Now, Step: d.cfg.step}
+	if d.engines, err = newEngines(cfg.Local); err != nil {
+		return nil, err
+	}
+	d.schedules = d.newRunner()
+	d.tasks, d.endTasks = context.WithCancel(context.Background())
+	if cfg.ShareBase != "" {
+		if d.mounter, err = netfs.NewMounter(cfg.ShareBase, cfg.mount); err != nil {
+			return nil, err
+		}
+	}
+	d.home = d.add(d.newStore(homeKey, "", d.cfg.Root))
+	for _, root := range d.cfg.Roots {
+		if err := d.addRoot(root); err != nil {
+			return nil, err
+		}
+	}
+	for _, key := range ledger.stores() {
+		if d.stores[key] != nil {
+			continue
+		}
+		if err := d.addKnown(key); err != nil {
+			return nil, err
+		}
+	}
 	return d, nil
 }
 
-// change runs fn for one volume, alone and in bounded time. See workers.run for
-// commit.
-func (d *Driver) change(ctx context.Context, name string, fn func(ctx context.Context, commit func() bool) error) error {
+// addRoot makes the store of a configured root.
+func (d *Driver) addRoot(root NamedRoot) error {
+	s := d.newStore(rootPrefix+root.Name, root.Name, root.Path)
+	if root.Share != nil {
+		share, err := netfs.Parse(*root.Share)
+		if err != nil {
+			return fmt.Errorf("root %s: %w", root.Name, err)
+		}
+		if d.mounter == nil {
+			return fault.Invalid("root %s: this Berth mounts no shares; it was started without a directory for them", root.Name)
+		}
+		for _, other := range d.all() {
+			if there := other.share.Load(); there != nil && there.ID() == share.ID() {
+				return fault.Invalid("root %s: root %s is the same directory %s", root.Name, other.name, share)
+			}
+		}
+		s.location.Path, s.mounter = d.mounter.Path(share), d.mounter
+		s.share.Store(&share)
+	}
+	d.add(s)
+	return nil
+}
+
+// addKnown makes a store that is only known from what an earlier process has kept: a
+// share, or a root that is not configured any more.
+func (d *Driver) addKnown(key string) error {
+	state := d.ledger.state(key)
+	if state.Share == nil {
+		name := strings.TrimPrefix(key, rootPrefix)
+		s := d.newStore(key, name, "")
+		s.missing = fault.Unavailable("volume root %s is not among the roots that Berth is configured with (BERTH_ROOTS)", name)
+		d.add(s)
+		return nil
+	}
+	if (state.Idle || state.ID == "") && len(d.ledger.seen(key)) == 0 && !d.ledger.inUse(key) {
+		return d.ledger.drop(key)
+	}
+	share, err := netfs.Parse(*state.Share)
+	if err == nil && d.mounter == nil {
+		err = errors.New("this Berth mounts no shares; it was started without a directory for them")
+	}
+	if err != nil {
+		name := strings.TrimPrefix(key, sharePrefix)
+		s := d.newStore(key, name, "")
+		s.missing = fault.Unavailable("share %s: %w", name, err)
+		d.add(s)
+		return nil
+	}
+	d.addShare(share)
+	return nil
+}
+
+func (d *Driver) newStore(key, name, path string) *store {
+	s := newStore(key, name, path, &d.cfg, d.engines.all, d.ledger, d.locks, d.holders, d.schedules)
+	s.ops = d.ops
+	s.task = func(fn func(context.Context)) { d.running.Go(func() { fn(d.tasks) }) }
+	s.refill = func(name, uuid string) { d.startFill(s, name, uuid) }
+	return s
+}
+
+// add takes a store in, unless there is one of its key, and starts its background
+// work when the others' runs.
+func (d *Driver) add(s *store) *store {
+	s.start()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if there := d.stores[s.key]; there != nil {
+		return there
+	}
+	d.stores[s.key] = s
+	if d.start != nil {
+		d.start(s)
+	}
+	return s
+}
+
+// all stores in the order of keys, the default one first.
+func (d *Driver) all() []*store {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	list := slices.Collect(maps.Values(d.stores))
+	slices.SortFunc(list, func(a, b *store) int { return strings.Compare(a.key, b.key) })
+	return list
+}
+
+// each calls fn for every store, all at once, and returns when all have returned.
+func (d *Driver) each(fn func(*store)) {
+	stores := d.all()
+	if len(stores) == 1 {
+		fn(stores[0])
+		return
+	}
+	var wg sync.WaitGroup
+	for _, s := range stores {
+		wg.Go(func() { fn(s) })
+	}
+	wg.Wait()
+}
+
+// byKey returns a store, nil when there is none.
+func (d *Driver) byKey(key string) *store {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.stores[key]
+}
+
+// asked is the store that a Create asks for, and the share if that is one.
+func (d *Driver) asked(ctx context.Context, spec options.Spec) (*store, *netfs.Share, error) {
+	if spec.From != nil && spec.Root == "" && spec.Share == nil {
+		s, err := d.storeOf(ctx, spec.From.Volume) // beside its source
+		return s, nil, err
+	}
+	if spec.Share != nil {
+		s, share, err := d.shareStore(netfs.Source(*spec.Share))
+		return s, &share, err
+	}
+	s, err := d.rootStore(spec)
+	return s, nil, err
+}
+
+func (d *Driver) rootStore(spec options.Spec) (*store, error) {
+	if spec.Root == "" || spec.Root == homeKey {
+		return d.home, nil
+	}
+	s := d.byKey(rootPrefix + spec.Root)
+	if s == nil {
+		names := []string{homeKey}
+		for _, root := range d.cfg.Roots {
+			names = append(names, root.Name)
+		}
+		return nil, fault.Invalid("option root=%.60q: there is no such root, the setting BERTH_ROOTS has %s", spec.Root, strings.Join(names, ", "))
+	}
+	return s, s.missing
+}
+
+// storeMounted is the store whose volume is mounted here, or else the one the name
+// means. It looks at no root.
+func (d *Driver) storeMounted(_ context.Context, name string) (*store, error) {
+	return d.mountedIn(name), nil
+}
+
+func (d *Driver) mountedIn(name string) *store {
+	for _, key := range []string{d.ledger.mountsOf(name).Store, d.ledger.owner(name)} {
+		if s := d.byKey(key); s != nil {
+			return s
+		}
+	}
+	return d.home
+}
+
+// storeOf is the store that has the volume: the one that this host knows it in, or
+// else the first in which a look finds it, or else the default one.
+func (d *Driver) storeOf(ctx context.Context, name string) (*store, error) {
+	if s := d.byKey(d.ledger.owner(name)); s != nil {
+		return s, nil
+	}
+	d.lookAt(ctx, name, nil)
+	if s := d.byKey(d.ledger.owner(name)); s != nil {
+		return s, nil
+	}
+	return d.home, nil
+}
+
+// lookAt looks for an unknown volume in all stores but one, for as long as a look
+// may take. What is found is learned.
+func (d *Driver) lookAt(ctx context.Context, name string, but *store) {
+	if len(d.all()) == 1 {
+		return // its own call finds out
+	}
+	d.each(func(s *store) {
+		if s != but {
+			_, _, _ = s.find(ctx, name) // what is not found is made, or refused, later
+		}
+	})
+}
+
+// storeToCreate is the store for a Create that asks for one: a volume that exists
+// anywhere stays where it is.
+func (d *Driver) storeToCreate(ctx context.Context, name string, asked *store) (*store, error) {
+	if d.ledger.owner(name) == "" {
+		d.lookAt(ctx, name, asked)
+	}
+	for range d.all() {
+		s := d.byKey(d.ledger.owner(name))
+		if s == nil || s == asked {
+			return asked, nil
+		}
+		_, away, err := s.find(ctx, name)
+		switch {
+		case errdefs.IsNotFound(err):
+			continue // the name means another store's volume now, or none
+		case err != nil:
+			return nil, err
+		case errdefs.IsNotFound(away):
+			return nil, fault.Conflict("%w, and containers of this host still have it mounted; stop them first", away)
+		case away != nil:
+			return nil, fault.Unavailable("volume %s is in volume root %s as far as this host knows: %w", name, s, away)
+		}
+		return s, nil
+	}
+	return asked, nil
+}
+
+// change runs fn for one volume, alone and in bounded time, in the store that
+// where finds. See workers.run for commit.
+func (d *Driver) change(ctx context.Context, name string, where func(ctx context.Context, name string) (*store, error), fn func(ctx context.Context, s *store, commit func() bool) error) error {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.request)
 	defer cancel()
 	unlock, err := d.locks.Lock(ctx, name)
 	if err != nil {
-		return fault.Unavailable("volume %s: an earlier request has not ended (%w); does the storage at %s answer?", name, err, d.cfg.Root)
+		d.mu.Lock()
+		s := d.working[name]
+		d.mu.Unlock()
+		if s == nil {
+			s = d.mountedIn(name)
+		}
+		return fault.Unavailable("volume %s: an earlier request has not ended (%w); does the storage at %s answer?", name, err, s)
 	}
-	return d.changes.run(ctx, unlock, fn)
+	s, err := where(ctx, name)
+	if err != nil {
+		unlock()
+		return fmt.Errorf("volume %s: %w", name, err)
+	}
+	d.mu.Lock()
+	d.working[name] = s
+	d.mu.Unlock()
+	release := func() {
+		d.mu.Lock()
+		delete(d.working, name)
+		d.mu.Unlock()
+		unlock()
+	}
+	return s.changes.run(ctx, release, func(ctx context.Context, commit func() bool) error { return fn(ctx, s, commit) })
 }
 
 // Create answers VolumeDriver.Create. A volume that exists is left as it is; when
 // the options differ from its own, its Status says so.
 func (d *Driver) Create(ctx context.Context, req *api.CreateRequest) error {
+	if err := refuseSnapshot(req.Name); err != nil {
+		return err
+	}
 	if err := volume.CheckName(req.Name); err != nil {
 		return err
 	}
@@ -115,53 +361,114 @@ func (d *Driver) Create(ctx context.Context, req *api.CreateRequest) error {
 	if err != nil {
 		return fmt.Errorf("volume %s: %w", req.Name, err)
 	}
-	return d.change(ctx, req.Name, func(ctx context.Context, _ func() bool) error {
-		root, err := d.open()
-		if errors.Is(err, volume.ErrFresh) {
-			root, err = d.initialise(ctx)
+	asked, share, err := d.asked(ctx, spec)
+	if err != nil {
+		return fmt.Errorf("volume %s: %w", req.Name, err)
+	}
+	if share == nil {
+		share = asked.share.Load()
+	}
+	spec = reveal(spec, share)
+	where := func(ctx context.Context, name string) (*store, error) { return d.storeToCreate(ctx, name, asked) }
+	var in *store
+	var one *filling
+	var uuid string
+	begin := time.Now()
+	err = d.change(ctx, req.Name, where, func(ctx context.Context, s *store, _ func() bool) error {
+		if err := d.checkNested(s, req.Name); err != nil {
+			return err
+		}
+		if s == asked && s.isShare() && !s.ledger.view(s.key, req.Name).ok {
+			if err := s.define(*share); err != nil {
+				return err
+			}
+		}
+		root, err := s.open()
+		if errors.Is(err, volume.ErrFresh) && s == asked {
+			if err = s.checkTop(req.Name); err == nil {
+				root, err = s.initialise(ctx)
+			}
 		}
 		if err != nil {
 			return err
 		}
 		defer root.Close()
-		rec, err := root.Create(ctx, req.Name, spec)
+		if s == asked {
+			if err := s.checkRoot(req.Name); err != nil {
+				return err
+			}
+		}
+		var rec volume.Record
+		var begun bool
+		if s == asked {
+			rec, begun, err = root.CreateBegin(ctx, req.Name, spec)
+		} else {
+			rec, err = root.Record(req.Name) // it is not to be made here
+		}
 		if err != nil {
 			return err
 		}
 		v := seenVolume{Record: rec, Stamp: entryStamp(root, req.Name)}
-		if len(options.Differences(rec.Options, req.Options)) > 0 {
-			v.Asked, v.Differs = req.Options, true
+		if len(options.Differences(rec.Options, spec.Given)) > 0 {
+			v.Asked, v.Differs = spec.Given, true
 		}
-		return d.remember(req.Name, &v)
+		err = s.ledger.remember(s.key, req.Name, &v)
+		s.learnAbilities(ctx, root)
+		if begun {
+			in, uuid, one = s, rec.UUID, d.startFill(s, req.Name, rec.UUID)
+		}
+		d.schedules.Wake()
+		return err
 	})
+	if err != nil || one == nil {
+		return err
+	}
+	select {
+	case <-one.ended:
+		if one.err != nil {
+			return errors.Join(one.err, d.abort(ctx, in, req.Name, uuid))
+		}
+	case <-ctx.Done():
+	case <-time.After(createWait - time.Since(begin)):
+		// It goes on, and Mount tells how far it is.
+	}
+	return nil
 }
 
-// initialise makes the directory a root at the first Create; not before, so that
-// looking at a mount point with nothing mounted leaves no marker below it.
-func (d *Driver) initialise(ctx context.Context) (*volume.Root, error) {
-	root, err := d.location.Init(ctx, "")
-	if err != nil {
-		return nil, err
+// checkNested refuses the name of a directory in which another root is.
+func (d *Driver) checkNested(s *store, name string) error {
+	if s.ledger.view(s.key, name).ok {
+		return nil
 	}
-	d.cfg.Log.Infof("volume root %s initialised with ID %s", d.cfg.Root, root.ID)
-	err = d.setRoot(rootState{ID: root.ID})
-	if err == nil {
-		err = root.DropAccept()
+	for _, other := range d.all() {
+		if s.location.Path == "" || other == s || other.location.Path == "" {
+			continue
+		}
+		path := filepath.Join(s.location.Path, name)
+		if other.location.Path == path || strings.HasPrefix(other.location.Path, path+"/") {
+			return fault.Conflict("volume %s cannot be in volume root %s: volume root %s is in the directory %s", name, s, other, path)
+		}
 	}
-	if err != nil {
-		return nil, errors.Join(err, root.Close())
-	}
-	return root, nil
+	return nil
 }
 
 // Remove answers VolumeDriver.Remove. dockerd has looked for containers that use
 // the volume, and it is refused all the same while it is mounted on this host.
 func (d *Driver) Remove(ctx context.Context, req *api.RemoveRequest) error {
+	if err := refuseSnapshot(req.Name); err != nil {
+		return err
+	}
 	if err := volume.CheckName(req.Name); err != nil {
 		return err
 	}
-	return d.change(ctx, req.Name, func(ctx context.Context, _ func() bool) error {
-		root, err := d.open()
+	return d.change(ctx, req.Name, d.storeOf, func(ctx context.Context, s *store, _ func() bool) error {
+		s.fills.stop(ctx, d.ledger.view(s.key, req.Name).Record.UUID)
+		unlock, err := d.ops.Lock(ctx, req.Name)
+		if err != nil {
+			return fault.Conflict("volume %s: another operation has not ended, a snapshot or a copy perhaps; try again later", req.Name)
+		}
+		defer unlock()
+		root, err := s.open()
 		if errors.Is(err, volume.ErrFresh) {
 			return nil
 		}
@@ -169,91 +476,111 @@ func (d *Driver) Remove(ctx context.Context, req *api.RemoveRequest) error {
 			return err
 		}
 		defer root.Close()
-		if err := d.release(ctx, root, req.Name); err != nil {
+		if err := d.unused(ctx, s, root, req.Name); err != nil {
 			return err
 		}
 		if err := root.Remove(ctx, req.Name); err != nil {
 			return err
 		}
-		d.wakePurge()
-		return d.remember(req.Name, nil)
+		s.wakePurge()
+		return s.ledger.remember(s.key, req.Name, nil)
 	})
+}
+
+// find returns the volume that the name means, and its store; see store.find.
+func (d *Driver) find(ctx context.Context, name string) (*store, seenVolume, error, error) {
+	type finding struct {
+		v         seenVolume
+		away, err error
+	}
+	found := map[*store]finding{}
+	for {
+		s := d.byKey(d.ledger.owner(name))
+		if s == nil {
+			break
+		}
+		f, ok := found[s]
+		if !ok {
+			f.v, f.away, f.err = s.find(ctx, name)
+			found[s] = f
+		}
+		if ok || !errdefs.IsNotFound(f.err) {
+			return s, f.v, f.away, f.err
+		}
+	}
+	var mu sync.Mutex
+	d.each(func(s *store) {
+		mu.Lock()
+		_, ok := found[s]
+		mu.Unlock()
+		if ok {
+			return
+		}
+		v, away, err := s.find(ctx, name)
+		mu.Lock()
+		defer mu.Unlock()
+		found[s] = finding{v, away, err}
+	})
+	if s := d.byKey(d.ledger.owner(name)); s != nil {
+		if f, ok := found[s]; ok && f.err == nil {
+			return s, f.v, f.away, nil
+		}
+	}
+	return d.home, found[d.home].v, found[d.home].away, found[d.home].err
 }
 
 // Get answers VolumeDriver.Get; see the package's comment for when it errs.
 func (d *Driver) Get(ctx context.Context, req *api.GetRequest) (*api.GetResponse, error) {
-	if err := volume.CheckName(req.Name); err != nil {
-		return nil, err
-	}
-	v, away, err := d.find(ctx, req.Name)
+	ref, err := volume.ParseReference(req.Name)
 	if err != nil {
 		return nil, err
 	}
-	return &api.GetResponse{Volume: d.describe(req.Name, v, away)}, nil
+	s, v, away, err := d.find(ctx, ref.Volume)
+	if err != nil {
+		return nil, err
+	}
+	if ref.Snapshot != "" {
+		return d.getSnapshot(ctx, s, ref, v, away)
+	}
+	return &api.GetResponse{Volume: d.describe(s, req.Name, v, away)}, nil
 }
 
 // Path answers VolumeDriver.Path, which dockerd hardly ever sends.
 func (d *Driver) Path(ctx context.Context, req *api.PathRequest) (*api.PathResponse, error) {
-	if err := volume.CheckName(req.Name); err != nil {
+	ref, err := volume.ParseReference(req.Name)
+	if err != nil {
 		return nil, err
 	}
-	if _, _, err := d.find(ctx, req.Name); err != nil {
+	s, v, _, err := d.find(ctx, ref.Volume)
+	if err != nil {
 		return nil, err
 	}
-	return &api.PathResponse{Mountpoint: d.mountpoint(req.Name)}, nil
+	return &api.PathResponse{Mountpoint: d.mountpoint(s, ref, v.Record)}, nil
 }
 
 // List answers VolumeDriver.List, sorted by name. It never fails.
 func (d *Driver) List(ctx context.Context) (*api.ListResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.look)
 	defer cancel()
-	if err := d.scan(ctx); err != nil {
-		d.cfg.Log.WithError(err).Debug("list volumes from what was seen last")
+	d.each(func(s *store) {
+		if err := s.scan(ctx); err != nil {
+			d.cfg.Log.WithError(err).Debugf("list volumes of root %s from what was seen last", s)
+		}
+	})
+	names := d.ledger.names()
+	list := make([]*api.Volume, 0, len(names))
+	for _, name := range names {
+		s := d.mountedIn(name)
+		rec := d.ledger.view(s.key, name).Record
+		list = append(list, &api.Volume{Name: name, Mountpoint: d.mountpoint(s, volume.Reference{Volume: name}, rec)})
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	list := make([]*api.Volume, 0, len(d.seen))
-	for name := range d.seen {
-		list = append(list, &api.Volume{Name: name, Mountpoint: d.mountpoint(name)})
-	}
-	slices.SortFunc(list, func(a, b *api.Volume) int { return strings.Compare(a.Name, b.Name) })
 	return &api.ListResponse{Volumes: list}, nil
 }
 
 // mountpoint is the path dockerd gets, whether or not it is mounted.
-func (d *Driver) mountpoint(name string) string {
-	if d.binder == nil {
-		return d.location.DataPath(name)
+func (d *Driver) mountpoint(s *store, ref volume.Reference, rec volume.Record) string {
+	if binder := d.binderOf(rec, ref.Snapshot != ""); binder != nil {
+		return binder.Path(ref.String())
 	}
-	return d.binder.Path(name)
-}
-
-// describe gives what `docker volume inspect` shows.
-func (d *Driver) describe(name string, v seenVolume, away error) *api.Volume {
-	out := &api.Volume{Name: name, Mountpoint: d.mountpoint(name)}
-	status := map[string]any{
-		"root":   d.cfg.Root,
-		"mounts": d.mountsOf(name).IDs.Total(),
-	}
-	if v.Broken != "" {
-		status["error"] = v.Broken + "; its data and its record are left alone, and it cannot be mounted or removed"
-	} else {
-		// Any other form than RFC 3339 would make dockerd drop the volume.
-		out.CreatedAt = v.Record.CreatedAt.UTC().Format(time.RFC3339)
-		status["engine"] = v.Record.Engine
-		status["uuid"] = v.Record.UUID
-		status["on-remove"] = string(v.Record.OnRemove)
-		status["adopted"] = v.Record.Adopted
-	}
-	if v.Differs {
-		status["options-differ"] = options.Differences(v.Record.Options, v.Asked)
-	}
-	if away != nil {
-		status["error"] = away.Error()
-	}
-	if n := d.changes.givenUp.Load() + d.looks.givenUp.Load(); n > 0 {
-		status["hanging-calls"] = n
-	}
-	out.Status = status
-	return out
+	return filepath.Join("/", s.location.DataPath(ref.Volume))
 }

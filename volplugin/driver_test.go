@@ -80,6 +80,7 @@ func TestAVolumesLife(t *testing.T) {
 func TestRepeatedCreateChangesNothingAndShowsTheDifference(t *testing.T) {
 	h := newHost(t, t.TempDir(), nil)
 	assert.NilError(t, h.create("web", "mode=0750", "uid=12"))
+	h.tend(t.Context()) // learns what engines can do
 	before := h.status("web")
 	assert.NilError(t, h.create("web", "mode=0750", "uid=12"))
 	assert.DeepEqual(t, h.status("web"), before)
@@ -90,6 +91,7 @@ func TestRepeatedCreateChangesNothingAndShowsTheDifference(t *testing.T) {
 	assert.Equal(t, after["uuid"], before["uuid"])
 	assert.Equal(t, after["on-remove"], "trash")
 	h.restart()
+	h.tend(t.Context())
 	assert.DeepEqual(t, h.status("web"), after)
 
 	assert.NilError(t, h.create("web", "mode=0750", "uid=12"))
@@ -169,7 +171,7 @@ func TestHostileNamesAreRefusedByEveryCall(t *testing.T) {
 	before := tree(t, parent)
 	for _, name := range []string{
 		"", ".", "..", "../outside", "../x", "/abs", "/etc/passwd", "a/b", "x/../../y", "a b", "né", "a:b", "-x", "_x", ".berth",
-		".berth/volumes", "a\nb", "a\x00b", "web@snap", strings.Repeat("n", 201), strings.Repeat("n", 300), "web/", " web",
+		".berth/volumes", "a\nb", "a\x00b", "web@", "@snap", "web@a@b", "web@../x", strings.Repeat("n", 201), strings.Repeat("n", 300), "web/", " web",
 	} {
 		for call, err := range map[string]error{
 			"Create":  h.create(name),
@@ -251,7 +253,7 @@ func TestABadRecordHarmsOnlyItsVolume(t *testing.T) {
 	record := func(name string) string { return filepath.Join(root, ".berth/volumes", name+".json") }
 	whole := read(t, record("cut"))
 	write(t, record("cut"), whole[:len(whole)/2])
-	write(t, record("newer"), `{"schema":2,"name":"newer","layout":"unheard of"}`)
+	write(t, record("newer"), `{"schema":3,"name":"newer","layout":"unheard of"}`)
 	write(t, record("other"), whole)
 	write(t, record("huge"), strings.Repeat(" ", 1<<20))
 	assert.NilError(t, os.Remove(record("link")))
@@ -313,11 +315,19 @@ func TestAFullDiskLeavesNothingHalfMade(t *testing.T) {
 func TestWrongOptionsLeaveNothing(t *testing.T) {
 	root := t.TempDir()
 	h := newHost(t, root, nil)
-	err := h.create("web", "size=10G")
+	err := h.create("web", "colour=red")
 	assert.Assert(t, errdefs.IsInvalidArgument(err), "%v", err)
 	assert.ErrorContains(t, err, "web")
-	assert.ErrorContains(t, err, "size")
+	assert.ErrorContains(t, err, "colour")
 	assert.DeepEqual(t, tree(t, root), map[string]string{})
+
+	// What only the root's engines can tell makes it a root, and no volume.
+	assert.NilError(t, h.create("other"))
+	before := tree(t, root)
+	err = h.create("web", "size=10G")
+	assert.Assert(t, errdefs.IsInvalidArgument(err), "%v", err)
+	assert.ErrorContains(t, err, "size")
+	assert.DeepEqual(t, tree(t, root), before)
 }
 
 // second drops a call's answer.

@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 
-	"github.com/berth-plugin/berth/shared/state"
 	"github.com/berth-plugin/berth/volplugin/internal/mounttest"
 	"github.com/berth-plugin/berth/volplugin/volume"
 )
@@ -48,6 +47,7 @@ func newHost(t testing.TB, root string, change func(*Config)) *host {
 	h := &host{t: t, dir: dir, cfg: Config{
 		Root:      root,
 		MountBase: filepath.Join(dir, "mnt"),
+		ShareBase: filepath.Join(dir, "shares"),
 		Log:       logrus.NewEntry(log),
 		BootID:    func() (string, error) { return "boot-1", nil },
 		request:   5 * time.Second,
@@ -60,13 +60,14 @@ func newHost(t testing.TB, root string, change func(*Config)) *host {
 	t.Cleanup(func() {
 		h.stop()
 		h.unmountAll()
+		h.unmountShares()
 	})
 	return h
 }
 
 func (h *host) start() {
 	h.t.Helper()
-	db, err := state.Open(filepath.Join(h.dir, "vol", "state.db"), state.Options{Version: 1})
+	db, err := OpenState(filepath.Join(h.dir, "vol", "state.db"))
 	assert.NilError(h.t, err)
 	h.cfg.DB = db
 	h.Driver, err = New(h.cfg)
@@ -74,7 +75,11 @@ func (h *host) start() {
 	assert.NilError(h.t, h.Recover(context.Background()))
 }
 
-func (h *host) stop() { assert.NilError(h.t, h.cfg.DB.Close()) }
+func (h *host) stop() {
+	h.endTasks()
+	h.running.Wait()
+	assert.NilError(h.t, h.cfg.DB.Close())
+}
 
 // restart is what dockerd does when the plugin's process dies.
 func (h *host) restart() {
@@ -95,6 +100,18 @@ func (h *host) mountsBelow() []string {
 	return names
 }
 
+// unmountShares is what becomes of shares when a plugin's mount namespace goes with its
+// last process.
+func (h *host) unmountShares() {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(filepath.Join(h.dir, "shares")))
+	assert.NilError(h.t, err)
+	for _, m := range mounts {
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil {
+			h.t.Error(err)
+		}
+	}
+}
+
 // unmountAll is what dockerd does on the host when it starts again.
 func (h *host) unmountAll() {
 	for _, name := range h.mountsBelow() {
@@ -103,6 +120,15 @@ func (h *host) unmountAll() {
 		}
 	}
 }
+
+// tend does a round of all background work.
+func (h *host) tend(ctx context.Context) {
+	h.tendMounts(ctx)
+	h.each(func(s *store) { s.tend(ctx) })
+}
+
+// expire empties the trash of all roots.
+func (h *host) expire(ctx context.Context) { h.each(func(s *store) { s.expire(ctx) }) }
 
 func (h *host) create(name string, opts ...string) error {
 	m := map[string]string{}

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 
 	api "github.com/docker/go-plugins-helpers/volume"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/volplugin/mount"
@@ -29,10 +32,70 @@ func checkID(name, id string) error {
 	return nil
 }
 
+// treeEngines keep data in directories of the root, which can be handed out as they
+// are. What others keep is mounted.
+func treeEngine(name string) bool {
+	switch name {
+	case "dir", "reflink", "btrfs":
+		return true
+	}
+	return false
+}
+
+// binderOf is what mounts a volume, or its snapshot, where dockerd finds it; nil
+// when its directory itself is handed out.
+func (d *Driver) binderOf(rec volume.Record, snapshot bool) *mount.Binder {
+	if d.binder != nil || !snapshot && treeEngine(rec.Engine) && mountFlags(rec) == (mount.Flags{}) {
+		return d.binder
+	}
+	return d.special
+}
+
+// mountFlags are how containers get a volume.
+func mountFlags(rec volume.Record) mount.Flags {
+	return mount.Flags{ReadOnly: rec.ReadOnly, NoSUID: rec.NoSUID, NoDev: rec.NoDev, NoExec: rec.NoExec}
+}
+
+// A mountable is a volume, or a snapshot, that can be handed to a container.
+type mountable struct {
+	ref   volume.Reference
+	rec   volume.Record
+	data  *rooted.Dir
+	flags mount.Flags
+	// done lets go of what had to be attached, after the mount is counted or has
+	// failed. It closes data.
+	done func() error
+}
+
+// mountable opens what is to be mounted.
+func (s *store) mountable(ctx context.Context, ref volume.Reference) (m mountable, err error) {
+	root, rec, err := s.ready(ref.Volume)
+	if err != nil {
+		return m, err
+	}
+	defer root.Close()
+	m = mountable{ref: ref, rec: rec, flags: mountFlags(rec)}
+	if ref.Snapshot != "" {
+		m.flags.ReadOnly = true
+		m.data, m.done, err = root.OpenSnapshot(ctx, ref.Volume, ref.Snapshot)
+		return m, err
+	}
+	release, err := s.holdIn(ctx, root, rec)
+	if err != nil {
+		return m, fmt.Errorf("volume %s: %w", rec.Name, err)
+	}
+	if m.data, err = root.Data(rec); err != nil {
+		return m, errors.Join(err, release())
+	}
+	m.done = func() error { return errors.Join(m.data.Close(), release()) }
+	return m, nil
+}
+
 // Mount answers VolumeDriver.Mount. The path is that of the volume's data and
 // never empty: dockerd would give the container the plugin's own files.
 func (d *Driver) Mount(ctx context.Context, req *api.MountRequest) (*api.MountResponse, error) {
-	if err := volume.CheckName(req.Name); err != nil {
+	ref, err := volume.ParseReference(req.Name)
+	if err != nil {
 		return nil, err
 	}
 	if err := checkID(req.Name, req.ID); err != nil {
@@ -43,132 +106,174 @@ func (d *Driver) Mount(ctx context.Context, req *api.MountRequest) (*api.MountRe
 			return nil, fmt.Errorf("volume %s: %w", req.Name, err)
 		}
 	}
-	err := d.change(ctx, req.Name, func(ctx context.Context, commit func() bool) error {
-		rec, data, err := d.data(req.Name)
+	var path string // set by work that was not given up
+	where := func(ctx context.Context, _ string) (*store, error) { return d.storeOf(ctx, ref.Volume) }
+	err = d.change(ctx, req.Name, where, func(ctx context.Context, s *store, commit func() bool) (err error) {
+		m, err := s.mountable(ctx, ref)
 		if err != nil {
 			return err
 		}
-		defer data.Close()
+		defer func() { err = errors.Join(err, m.done()) }()
 		if d.cfg.step != nil {
 			if err := d.cfg.step("mount.bind", req.Name); err != nil {
 				return err
 			}
 		}
-		made, err := d.bind(data, rec)
+		binder := d.binderOf(m.rec, ref.Snapshot != "")
+		made, err := d.bind(binder, m)
 		if err != nil {
 			return fmt.Errorf("volume %s: %w", req.Name, err)
 		}
+		if made || binder == nil && d.ledger.mountsOf(req.Name).IDs.Total() == 0 {
+			err = enforceOwner(m)
+		}
 		// An answer that comes too late is followed by no Unmount.
-		if err = ctx.Err(); err == nil && !commit() {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err == nil && !commit() {
 			err = context.Cause(ctx)
 		}
 		if err == nil {
-			err = d.addMount(rec, req.ID, made)
+			err = d.addMount(s, m, req.ID, made, binder != nil)
 		}
 		if err != nil && made {
-			err = errors.Join(err, d.binder.Unbind(req.Name))
+			err = errors.Join(err, binder.Unbind(req.Name))
+		}
+		if err == nil {
+			path = d.mountpoint(s, ref, m.rec)
 		}
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &api.MountResponse{Mountpoint: d.mountpoint(req.Name)}, nil
+	return &api.MountResponse{Mountpoint: path}, nil
 }
 
-// data opens the data of a volume that can be mounted.
-func (d *Driver) data(name string) (volume.Record, *rooted.Dir, error) {
-	root, err := d.open()
-	if errors.Is(err, volume.ErrFresh) {
-		return volume.Record{}, nil, fault.NotFound("volume %s does not exist: the root %s is new", name, d.cfg.Root)
+// enforceOwner gives a volume's top directory the owner and the mode that were asked
+// for, which dockerd has replaced by those in the image when it filled the volume.
+func enforceOwner(m mountable) error {
+	if !m.rec.OwnerEnforce || m.ref.Snapshot != "" {
+		return nil
+	}
+	id := func(given *uint32) int {
+		if given == nil {
+			return -1
+		}
+		return int(*given)
+	}
+	path := m.data.ProcPath()
+	var err error
+	if m.rec.UID != nil || m.rec.GID != nil {
+		err = os.Chown(path, id(m.rec.UID), id(m.rec.GID))
+	}
+	// After the owner: changing that clears set-ID bits.
+	if err == nil && m.rec.Mode != nil {
+		err = unix.Chmod(path, *m.rec.Mode)
 	}
 	if err != nil {
-		return volume.Record{}, nil, fmt.Errorf("volume %s: %w", name, err)
+		return fmt.Errorf("option owner=enforce: volume %s: %w", m.rec.Name, err)
 	}
-	defer root.Close()
-	rec, err := root.Record(name)
-	switch {
-	case errors.Is(err, volume.ErrNoRecord):
-		return rec, nil, fault.NotFound("volume %s does not exist in %s", name, d.cfg.Root)
-	case errors.Is(err, volume.ErrDamaged), errors.Is(err, volume.ErrNewer):
-		return rec, nil, fault.Unavailable("volume %s cannot be mounted, its data is untouched: %w", name, err)
-	case err != nil:
-		return rec, nil, err
-	case rec.Phase != volume.Ready:
-		return rec, nil, fault.Conflict("volume %s: host %s is %s it", name, rec.Host, rec.Phase)
-	case rec.Engine != d.location.Engine.Name():
-		return rec, nil, fault.Unavailable("volume %s is kept by engine %q, which this Berth does not have", name, rec.Engine)
-	}
-	data, err := root.Data(rec)
-	return rec, data, err
+	return nil
 }
 
 // bind mounts the data where dockerd finds it. made tells whether it did.
-func (d *Driver) bind(data *rooted.Dir, rec volume.Record) (made bool, err error) {
-	if d.binder == nil {
+func (d *Driver) bind(binder *mount.Binder, m mountable) (made bool, err error) {
+	if binder == nil {
+		if d.special == nil && (m.flags != (mount.Flags{}) || !treeEngine(m.rec.Engine)) {
+			return false, fault.Unavailable("it needs a directory in which Berth mounts volumes (--mounts)")
+		}
 		return false, nil
 	}
-	made, err = d.binder.Bind(data, rec.Name)
-	if !errors.Is(err, mount.ErrOther) {
+	name := m.ref.String()
+	made, err = binder.Bind(m.data, name, m.flags)
+	if !errors.Is(err, mount.ErrOther) && !errors.Is(err, mount.ErrFlags) {
 		return made, err
 	}
 	// What is there is left from an earlier volume of this name, or the root was
-	// mounted anew below it.
-	if m := d.mountsOf(rec.Name); m.UUID == rec.UUID && m.IDs.Total() > 0 {
-		return false, fault.Conflict("%w, and %d mounts of containers are counted on it; stop them first", err, m.IDs.Total())
+	// mounted anew below it, or nobody has it mounted any more.
+	if counted := d.ledger.mountsOf(name); counted.UUID == m.rec.UUID && counted.IDs.Total() > 0 {
+		return false, fault.Conflict("%w, and %d mounts of containers are counted on it; stop them first", err, counted.IDs.Total())
 	}
-	if err := d.binder.Unbind(rec.Name); err != nil {
+	if err := binder.Unbind(name); err != nil {
 		return false, err
 	}
-	return d.binder.Bind(data, rec.Name)
+	return binder.Bind(m.data, name, m.flags)
 }
 
 // addMount counts a Mount. Counts of another volume, of another boot, or of a
 // mount that was not there any more are void.
-func (d *Driver) addMount(rec volume.Record, id string, made bool) error {
+func (d *Driver) addMount(s *store, m mountable, id string, made, bound bool) error {
 	boot, err := d.cfg.BootID()
 	if err != nil {
 		return fmt.Errorf("boot ID: %w", err)
 	}
-	m := d.mountsOf(rec.Name)
-	if made || m.UUID != rec.UUID || m.Boot != boot {
-		m = volumeMounts{UUID: rec.UUID, Boot: boot}
+	name := m.ref.String()
+	counted := d.ledger.mountsOf(name)
+	if made || counted.UUID != m.rec.UUID || counted.Boot != boot {
+		counted = volumeMounts{Store: s.key, UUID: m.rec.UUID, Boot: boot, Bound: bound}
 	}
-	m.IDs = m.IDs.Add(id)
-	return d.setMounts(rec.Name, m)
+	counted.IDs = counted.IDs.Add(id)
+	return d.ledger.setMounts(name, counted)
 }
 
 // Unmount answers VolumeDriver.Unmount. What is not mounted, or not known, is
 // unmounted already.
 func (d *Driver) Unmount(ctx context.Context, req *api.UnmountRequest) error {
-	if err := volume.CheckName(req.Name); err != nil {
+	ref, err := volume.ParseReference(req.Name)
+	if err != nil {
 		return err
 	}
 	if err := checkID(req.Name, req.ID); err != nil {
 		return err
 	}
-	return d.change(ctx, req.Name, func(context.Context, func() bool) error {
-		m := d.mountsOf(req.Name)
+	return d.change(ctx, req.Name, d.storeMounted, func(ctx context.Context, s *store, _ func() bool) error {
+		m := d.ledger.mountsOf(req.Name)
+		uuid := m.UUID
 		if _, ok := m.IDs[req.ID]; ok {
 			m.IDs = m.IDs.Drop(req.ID)
 			// Before the mount goes: one without a count is made good later, a
 			// count without its mount as well, but only this order leaves no
 			// moment in which a container that comes now is taken for this one.
-			if err := d.setMounts(req.Name, m); err != nil {
+			if err := d.ledger.setMounts(req.Name, m); err != nil {
 				return err
 			}
 		}
-		if m.IDs.Total() > 0 || d.binder == nil {
+		if m.IDs.Total() > 0 {
 			return nil
 		}
-		return d.binder.Unbind(req.Name)
+		return errors.Join(d.unbind(req.Name), d.detach(ctx, s, ref.Volume, uuid))
 	})
+}
+
+// unbind unmounts what is mounted for a name.
+func (d *Driver) unbind(name string) error {
+	binder := d.binder
+	if binder == nil {
+		binder = d.special
+	}
+	if binder == nil {
+		return nil
+	}
+	return binder.Unbind(name)
+}
+
+// detach lets go of a volume that this host knows by its name, if it is still the
+// one with the UUID and nobody has it any more.
+func (d *Driver) detach(ctx context.Context, s *store, name, uuid string) error {
+	known := s.ledger.view(s.key, name)
+	if !known.ok || known.Record.UUID != uuid {
+		s.gone(uuid)
+		return nil
+	}
+	return s.detachIdle(ctx, known.Record)
 }
 
 // release makes sure that no container of this host has the volume, and clears
 // what stale counts have left.
 func (d *Driver) release(ctx context.Context, root *volume.Root, name string) error {
-	m := d.mountsOf(name)
+	m := d.ledger.mountsOf(name)
 	boot, err := d.cfg.BootID()
 	if err != nil {
 		return fmt.Errorf("boot ID: %w", err)
@@ -182,19 +287,19 @@ func (d *Driver) release(ctx context.Context, root *volume.Root, name string) er
 			return fault.Conflict("volume %s is in use: it is mounted, and %d mounts of containers are counted on it", name, total)
 		}
 	}
-	if err := d.setMounts(name, volumeMounts{}); err != nil {
+	if err := d.ledger.setMounts(name, volumeMounts{}); err != nil {
 		return err
 	}
-	if d.binder == nil {
-		return nil
-	}
-	return d.binder.Unbind(name)
+	return d.unbind(name)
 }
 
 // inUse tells whether counts are backed by a mount.
 func (d *Driver) inUse(ctx context.Context, root *volume.Root, name string, m volumeMounts) (bool, error) {
 	if d.binder != nil {
 		return d.binder.Mounted(name)
+	}
+	if m.Bound {
+		return d.inUseSpecial(ctx, name)
 	}
 	rec, err := root.Record(name)
 	if errors.Is(err, volume.ErrNoRecord) || err == nil && rec.UUID != m.UUID {
@@ -207,6 +312,21 @@ func (d *Driver) inUse(ctx context.Context, root *volume.Root, name string, m vo
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
+	if err != nil {
+		return false, err
+	}
+	defer data.Close()
+	return mount.InUse(ctx, data)
+}
+
+// inUseSpecial is inUse for what is mounted by d.special, which the host sees whether
+// or not a container has it.
+func (d *Driver) inUseSpecial(ctx context.Context, name string) (bool, error) {
+	mounted, err := d.special.Mounted(name)
+	if err != nil || !mounted {
+		return false, err
+	}
+	data, err := rooted.Open(d.special.Path(name))
 	if err != nil {
 		return false, err
 	}

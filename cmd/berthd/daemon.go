@@ -116,6 +116,8 @@ func (d *daemon) run(ctx context.Context) error {
 	case <-ctx.Done():
 		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 		defer cancel()
+		// A clone may take longer than Docker waits.
+		d.control.Stop()
 		err = server.Shutdown(stopping)
 		if errors.Is(context.Cause(ctx), errStartAnew) {
 			err = errors.Join(errStartAnew, err)
@@ -135,8 +137,10 @@ type started struct {
 	volumes   pluginapi.VolumeDriver
 	// admin is nil when there is nothing to administer.
 	admin control.Networks
-	run   func(context.Context)
-	close func() error
+	// volumeAdmin is nil without volumes.
+	volumeAdmin control.VolumeAdmin
+	run         func(context.Context)
+	close       func() error
 }
 
 // supervise starts a service, again and again while it cannot start, and then
@@ -152,6 +156,9 @@ func (d *daemon) supervise(ctx context.Context, name string, start func(context.
 			set(s)
 			if d.control.Ready(name); s.admin != nil {
 				d.control.SetNetworks(s.admin)
+			}
+			if s.volumeAdmin != nil {
+				d.control.SetVolumes(s.volumeAdmin)
 			}
 			s.run(ctx)
 			if err := s.close(); err != nil {

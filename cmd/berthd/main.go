@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-plugin/berth/shared/settings"
+	"github.com/berth-plugin/berth/volplugin/filesystem"
 )
 
 // version is set by the linker.
@@ -23,6 +24,9 @@ var version = "dev"
 const socketDir = "/run/docker/plugins"
 
 func main() {
+	if filesystem.Watchdog() {
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {

@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/berth-plugin/berth/shared/settings"
 	"github.com/berth-plugin/berth/volplugin"
 	"github.com/berth-plugin/berth/volplugin/mount"
 )
@@ -15,6 +18,10 @@ import (
 func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 	if d.settingsErr != nil {
 		return started{}, d.settingsErr
+	}
+	roots, err := volplugin.ParseRoots(d.settings.Roots)
+	if err != nil {
+		return started{}, fmt.Errorf("%s: %w", settings.EnvRoots, err)
 	}
 	var open closers
 	defer func() {
@@ -27,7 +34,10 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 		return started{}, err
 	}
 	open.add(db.Close)
-	cfg := volplugin.Config{Root: d.dataDir, DB: db, Log: d.log}
+	cfg := volplugin.Config{
+		Root: d.dataDir, Roots: roots, ShareBase: filepath.Join(d.stateDir, "vol", "shares"), DB: db, Log: d.log,
+		Local: d.runDir("attached"), SpecialBase: d.runDir("mounted"),
+	}
 	watch := func(context.Context) {}
 	if d.mountsDir != "" {
 		stage, err := mount.OpenStage(d.mountsDir, d.hostMounts)
@@ -51,6 +61,14 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 	if err := driver.Recover(ctx); err != nil {
 		return started{}, err
 	}
+	metrics := driver.Metrics()
+	if err := d.registry.Register(metrics); err != nil {
+		return started{}, err
+	}
+	open.add(func() error {
+		d.registry.Unregister(metrics)
+		return nil
+	})
 	run := func(ctx context.Context) {
 		var tasks sync.WaitGroup
 		tasks.Go(func() { watch(ctx) })
@@ -59,5 +77,11 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 		}
 		tasks.Wait()
 	}
-	return started{volumes: driver, run: run, close: open.close}, nil
+	return started{volumes: driver, volumeAdmin: driver, run: run, close: open.close}, nil
+}
+
+// runDir is a directory of this daemon's that a reboot may empty. In a managed plugin it
+// is in the plugin's own root.
+func (d *daemon) runDir(name string) string {
+	return filepath.Join("/run/berth", strings.TrimSuffix(filepath.Base(d.socket), ".sock"), name)
 }

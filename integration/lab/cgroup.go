@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -218,4 +219,17 @@ func processesIn(dir string) string {
 		return "no process"
 	}
 	return strings.Join(names, ", ")
+}
+
+// thaw lets processes die that are frozen in cgroups of version 1, as paused
+// containers are: no signal ends them before.
+func thaw(cgroups []string) {
+	for _, dir := range cgroups {
+		_ = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			if err == nil && filepath.Base(path) == "freezer.state" {
+				_ = os.WriteFile(path, []byte("THAWED"), 0) // the top one has none, others may have ended
+			}
+			return nil
+		})
+	}
 }

@@ -325,10 +325,12 @@ func (h *Host) PowerOff() {
 	if h.ended != nil {
 		// Our own child: its number cannot have been reused before it is waited for.
 		_ = syscall.Kill(h.pid, syscall.SIGKILL)
+		thaw(h.cgroups)
 		<-h.ended
 	} else {
 		for h.Running() {
 			_ = syscall.Kill(h.pid, syscall.SIGKILL)
+			thaw(h.cgroups)
 			time.Sleep(10 * time.Millisecond)
 		}
 	}

@@ -30,7 +30,8 @@ func Engines() []Engine {
 	base := []string{"docker.io", "iptables", "nftables", "ca-certificates", "iproute2", "busybox-static", "dnsmasq-base"}
 	with := func(more ...string) []string { return append(base[:len(base):len(base)], more...) }
 	return []Engine{
-		{Version: "20.10", Suite: "bookworm", packages: with("docker-registry", "conntrack", "procps", "firewalld", "libpam-systemd", "systemd-sysv", "ufw", "dbus", "python3-nftables")},
+		{Version: "20.10", Suite: "bookworm", packages: with("docker-registry", "conntrack", "procps", "firewalld", "libpam-systemd", "systemd-sysv", "ufw", "dbus", "python3-nftables",
+			"btrfs-progs", "xfsprogs", "e2fsprogs")},
 		{Version: "26.1", Suite: "trixie", packages: with("docker-cli", "docker-compose")},
 		{Version: "28.5", Suite: "forky", script: "sid", packages: with("docker-cli", "docker-compose")},
 	}

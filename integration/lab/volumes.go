@@ -45,7 +45,7 @@ func mountVolumes(image string) error {
 	if err := os.MkdirAll(dataDir, 0o755); err != nil {
 		return err
 	}
-	if out, err := exec.Command("mount", "-o", "loop", image, dataDir).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(context.Background(), "mount", "-o", "loop", image, dataDir).CombinedOutput(); err != nil {
 		return fmt.Errorf("mount %s: %w: %s", image, err, out)
 	}
 	return nil

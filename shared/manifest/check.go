@@ -77,11 +77,10 @@ func checkPrivileges(config *types.PluginConfig, found *findings) {
 	network := implements(config, "networkdriver") || implements(config, "ipamdriver")
 	volumes := implements(config, "volumedriver")
 
-	switch {
-	case network && config.Network.Type != "host":
-		found.addf("network.type: %q, but a network driver works in the host's network namespace: want host", config.Network.Type)
-	case !network && config.Network.Type != "":
-		found.addf("network.type: %q, but directories need no network: want it empty", config.Network.Type)
+	// A network driver works in the host's network namespace, and a volume driver
+	// reaches file servers from it.
+	if config.Network.Type != "host" {
+		found.addf("network.type: %q, want host", config.Network.Type)
 	}
 
 	var want []string
@@ -96,8 +95,12 @@ func checkPrivileges(config *types.PluginConfig, found *findings) {
 	if !slices.Equal(got, want) {
 		found.addf("linux.capabilities: %v, want exactly %v for these types", config.Linux.Capabilities, want)
 	}
-	if config.Linux.AllowAllDevices || len(config.Linux.Devices) > 0 {
-		found.addf("linux.devices: none is needed")
+	// Loop devices are made as they are needed, and a list could not name them.
+	if config.Linux.AllowAllDevices != volumes {
+		found.addf("linux.allowAllDevices: %t, want true exactly when there is a volume driver", config.Linux.AllowAllDevices)
+	}
+	if len(config.Linux.Devices) > 0 {
+		found.addf("linux.devices: dockerd would not enable the plugin on a host that lacks one")
 	}
 	if config.PidHost {
 		found.addf("pidHost: not allowed, the host's processes are none of Berth's business")

@@ -96,15 +96,21 @@ func TestFindings(t *testing.T) {
 		{"user", func(c object) { c["user"] = object{"UID": 1000} }, "user: dockerd ignores it"},
 		{"rootfs", func(c object) { c["rootfs"] = object{"type": "layers"} }, "rootfs: is written by dockerd"},
 		{"network driver without host network", func(c object) { at(c, "network")["type"] = "" }, "want host"},
-		{"volume driver with host network", func(c object) {
+		{"volume driver without host network", func(c object) {
 			at(c, "interface")["types"] = list{"docker.volumedriver/1.0"}
 			at(c, "linux")["capabilities"] = list{"CAP_SYS_ADMIN"}
-		}, "want it empty"},
+			at(c, "network")["type"] = ""
+		}, "want host"},
 		{"a capability too many", func(c object) {
 			at(c, "linux")["capabilities"] = list{"CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"}
 		}, "want exactly [CAP_NET_ADMIN CAP_SYS_ADMIN]"},
 		{"a capability too few", func(c object) { at(c, "linux")["capabilities"] = list{"CAP_NET_ADMIN"} }, "want exactly"},
-		{"all devices", func(c object) { at(c, "linux")["allowAllDevices"] = true }, "linux.devices"},
+		{"no devices for volumes", func(c object) { at(c, "linux")["allowAllDevices"] = false }, "linux.allowAllDevices"},
+		{"all devices for networks", func(c object) {
+			at(c, "interface")["types"] = list{"docker.networkdriver/1.0", "docker.ipamdriver/1.0"}
+			at(c, "linux")["capabilities"] = list{"CAP_NET_ADMIN"}
+			delete(c, "propagatedMount")
+		}, "linux.allowAllDevices"},
 		{"a device", func(c object) { at(c, "linux")["devices"] = list{object{"name": "fuse", "path": "/dev/fuse"}} }, "linux.devices"},
 		{"host pids", func(c object) { c["pidhost"] = true }, "pidHost"},
 		{"host ipc", func(c object) { c["ipchost"] = true }, "ipcHost"},

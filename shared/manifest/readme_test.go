@@ -55,6 +55,9 @@ func privileges(config *types.PluginConfig) []string {
 	for _, capability := range config.Linux.Capabilities {
 		list = append(list, "`"+capability+"`")
 	}
+	if config.Linux.AllowAllDevices {
+		list = append(list, "all devices")
+	}
 	for _, mount := range config.Mounts {
 		list = append(list, fmt.Sprintf("mount `%s` from `%s`", mount.Name, *mount.Source))
 	}

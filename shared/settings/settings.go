@@ -22,6 +22,7 @@ const (
 	EnvPools       = "BERTH_POOLS"
 	EnvIPAMKey     = "BERTH_IPAM_KEY"
 	EnvScope       = "BERTH_SCOPE"
+	EnvRoots       = "BERTH_ROOTS"
 	EnvMetricsAddr = "BERTH_METRICS_ADDR"
 	EnvSysctlDir   = "BERTH_SYSCTL_DIR"
 )
@@ -48,6 +49,9 @@ type Settings struct {
 	IPAMKey string
 	// Scope is what volumes report to swarm, "local" (default) or "global".
 	Scope string
+	// Roots lists further volume roots, in the form of volplugin.ParseRoots; "" is
+	// none, the default.
+	Roots string
 	// MetricsAddr is the HOST:PORT where Prometheus metrics are served; "" is
 	// nowhere, the default.
 	MetricsAddr string
@@ -64,6 +68,7 @@ func Read(getenv func(string) string) (Settings, error) {
 		Pools:       getenv(EnvPools),
 		IPAMKey:     IPAMKeyName,
 		Scope:       "local",
+		Roots:       getenv(EnvRoots),
 		MetricsAddr: getenv(EnvMetricsAddr),
 		SysctlDir:   "/proc/sys/net",
 	}

@@ -49,19 +49,19 @@ func (b *Binder) Path(name string) string { return filepath.Join(b.base, name) }
 
 // Mounted tells whether anything is mounted at the path of name.
 func (b *Binder) Mounted(name string) (bool, error) {
-	n, err := b.layers(b.Path(name))
-	return n > 0, err
+	mounts, err := b.at(b.Path(name))
+	return len(mounts) > 0, err
 }
 
-// layers counts the mounts at exactly path.
-func (b *Binder) layers(path string) (int, error) {
+// at lists the mounts at exactly path, the one that is seen last.
+func (b *Binder) at(path string) ([]*mountinfo.Info, error) {
 	mounts, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
 		return info.Mountpoint != path, false
 	})
 	if err != nil {
-		return 0, fmt.Errorf("read mountinfo: %w", err)
+		return nil, fmt.Errorf("read mountinfo: %w", err)
 	}
-	return len(mounts), nil
+	return mounts, nil
 }
 
 // List gives the names that something is mounted for.
@@ -81,20 +81,32 @@ func (b *Binder) List() (map[string]bool, error) {
 
 // Bind mounts data at the path of name. made is false when it was mounted there
 // already; a second mount is never put on top. The error wraps ErrOther when
-// something else is. Mounts below the data do not come along.
-func (b *Binder) Bind(data *rooted.Dir, name string) (made bool, err error) {
+// something else is, or what is there is gone from its server, and ErrFlags when its
+// flags are not those, with the ones of the mount that the data is on. Mounts below the data do not come
+// along.
+func (b *Binder) Bind(data *rooted.Dir, name string, flags Flags) (made bool, err error) {
 	path := b.Path(name)
-	mounted, err := b.Mounted(name)
+	mounts, err := b.at(path)
 	if err != nil {
 		return false, err
 	}
-	if mounted {
+	if len(mounts) > 0 {
 		same, err := data.Same(path)
+		if errors.Is(err, unix.ESTALE) {
+			return false, fmt.Errorf("%s: %w (%w)", path, ErrOther, err)
+		}
 		if err != nil {
 			return false, fmt.Errorf("%s: %w", path, err)
 		}
 		if !same {
 			return false, fmt.Errorf("%s: %w", path, ErrOther)
+		}
+		inherited, err := mountFlags(data)
+		if err != nil {
+			return false, err
+		}
+		if has, want := flagsOf(mounts[len(mounts)-1]), flags.or(inherited); has != want {
+			return false, fmt.Errorf("%s: %w: it has %s, and %s is asked for", path, ErrFlags, has, want)
 		}
 		return false, nil
 	}
@@ -111,7 +123,7 @@ func (b *Binder) Bind(data *rooted.Dir, name string) (made bool, err error) {
 		return false, err
 	}
 	defer point.Close()
-	if err := unix.Mount(data.ProcPath(), point.ProcPath(), "", unix.MS_BIND, ""); err != nil {
+	if err := bind(data, point, flags); err != nil {
 		return false, fmt.Errorf("mount %s at %s: %w", data.Path(), path, err)
 	}
 	return true, nil
@@ -121,11 +133,11 @@ func (b *Binder) Bind(data *rooted.Dir, name string) (made bool, err error) {
 // directory below it. Not mounted is no error; a busy mount is a conflict.
 func (b *Binder) Unbind(name string) error {
 	path := b.Path(name)
-	layers, err := b.layers(path)
+	mounts, err := b.at(path)
 	if err != nil {
 		return err
 	}
-	for range layers {
+	for range mounts {
 		switch err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW); err {
 		case nil, unix.EINVAL, unix.ENOENT:
 		case unix.EBUSY:

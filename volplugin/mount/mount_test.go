@@ -17,9 +17,11 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(mounttest.Main(m)) }
 
-func data(t *testing.T) *rooted.Dir {
+func data(t *testing.T) *rooted.Dir { return open(t, t.TempDir()) }
+
+func open(t *testing.T, path string) *rooted.Dir {
 	t.Helper()
-	dir, err := rooted.Open(t.TempDir())
+	dir, err := rooted.Open(path)
 	assert.NilError(t, err)
 	t.Cleanup(func() { _ = dir.Close() })
 	return dir
@@ -31,14 +33,14 @@ func TestBindIsMadeOnceAndTakenAwayWhole(t *testing.T) {
 	assert.NilError(t, err)
 	assert.NilError(t, b.Unbind("web"))
 	one, two := data(t), data(t)
-	made, err := b.Bind(one, "web")
+	made, err := b.Bind(one, "web", mount.Flags{})
 	assert.NilError(t, err)
 	assert.Assert(t, made)
 	t.Cleanup(func() { _ = unix.Unmount(b.Path("web"), unix.MNT_DETACH) })
-	made, err = b.Bind(one, "web")
+	made, err = b.Bind(one, "web", mount.Flags{})
 	assert.NilError(t, err)
 	assert.Assert(t, !made)
-	_, err = b.Bind(two, "web")
+	_, err = b.Bind(two, "web", mount.Flags{})
 	assert.ErrorIs(t, err, mount.ErrOther)
 
 	// A name that is the beginning of another one is not taken for it.
@@ -63,7 +65,7 @@ func TestBindIsMadeOnceAndTakenAwayWhole(t *testing.T) {
 func TestTheMountPointIsClosedWhileNotMounted(t *testing.T) {
 	b, err := mount.NewBinder(t.TempDir())
 	assert.NilError(t, err)
-	_, err = b.Bind(data(t), "web")
+	_, err = b.Bind(data(t), "web", mount.Flags{})
 	assert.NilError(t, err)
 	assert.NilError(t, unix.Unmount(b.Path("web"), unix.MNT_DETACH))
 	info, err := os.Stat(b.Path("web"))
@@ -76,7 +78,7 @@ func TestALinkInPlaceOfTheMountPointIsNotFollowed(t *testing.T) {
 	assert.NilError(t, err)
 	outside := t.TempDir()
 	assert.NilError(t, os.Symlink(outside, b.Path("web")))
-	_, err = b.Bind(data(t), "web")
+	_, err = b.Bind(data(t), "web", mount.Flags{})
 	assert.ErrorIs(t, err, rooted.ErrSymlink)
 }
 
@@ -86,7 +88,7 @@ func TestABaseBehindALinkIsFoundInMountinfo(t *testing.T) {
 	assert.NilError(t, os.Symlink(real, link))
 	b, err := mount.NewBinder(link)
 	assert.NilError(t, err)
-	_, err = b.Bind(data(t), "web")
+	_, err = b.Bind(data(t), "web", mount.Flags{})
 	assert.NilError(t, err)
 	mounted, err := b.Mounted("web")
 	assert.NilError(t, err)

@@ -1,16 +1,17 @@
 // Package options turns the -o map of `docker volume create` into a typed,
 // validated Spec. Below it nothing reads option maps. It does not look at any
-// file or volume.
+// file or volume: what depends on a root, an engine's abilities or another volume
+// is decided where those are known.
 package options
 
 import (
-	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
+	"time"
 
 	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/volplugin/keep"
 )
 
 // OnRemove says what becomes of a volume's data when the volume is removed.
@@ -26,219 +27,218 @@ const (
 	Purge OnRemove = "purge"
 )
 
-// A Spec is the validated form of a volume's options. A nil field was not given.
+// A Spec is the validated form of a volume's options. What was not given is the
+// zero value, which is also what was given as false, or as engine=auto.
 type Spec struct {
-	OnRemove *OnRemove
+	// Root is the name of one of the roots that the operator has set up, "" for the
+	// default one. It is never set together with Share.
+	Root string
+	// Share is a file server's directory that is the volume's root, nil for none.
+	Share *Share
+	// Engine is "dir", "reflink", "btrfs", "image" or "thin", and "" when Berth
+	// chooses.
+	Engine string
+	// Size is the limit in bytes, at least MinSize; 0 is none.
+	Size uint64
+	// FS is the file system in an image or on a thin device: "btrfs", "xfs", "ext4",
+	// "" when Berth chooses. It is never set with an engine that has neither.
+	FS string
+	// Sparse asks for an image that takes space as it fills.
+	Sparse bool
+	// NoCOW asks btrfs to overwrite in place.
+	NoCOW bool
 	// UID and GID own the top directory of the data.
 	UID, GID *uint32
 	// Mode is the permission bits of the top directory, at most octal 7777.
 	Mode *uint32
-	// Given is the map as it came, for comparing with a later Create.
+	// OwnerEnforce asks for UID, GID and Mode to be set again after dockerd has
+	// copied an image's content into the volume. One of them at least is set.
+	OwnerEnforce bool
+	// ReadOnly, NoSUID, NoDev and NoExec are how containers get it mounted.
+	ReadOnly, NoSUID, NoDev, NoExec bool
+	// From is what the volume is to be a clone of, nil for none. It is never set
+	// together with Seed.
+	From *Source
+	// Seed is what is copied into the new volume: a path below the root, relative
+	// and free of "." and "..", or, as a path of one element, the name of a volume.
+	Seed string
+	// Protect refuses removal.
+	Protect  bool
+	OnRemove *OnRemove
+	// TrashKeep is how long the data stays in the trash, more than 0. It is not set
+	// when OnRemove says that none gets there.
+	TrashKeep *time.Duration
+	// Schedule of snapshots is a text that schedule.Parse accepts; "" is none.
+	Schedule string
+	// Keep is how many of the scheduled snapshots stay, the zero Policy for all.
+	Keep keep.Policy
+	// Exclusive lets one host at a time have the volume. Whether false was asked for,
+	// which some engines cannot do, is in Given.
+	Exclusive bool
+	// Labels by their names without "label."; nil for none.
+	Labels map[string]string
+	// Given is the map as it came, passwords and all, for comparing with a later Create.
 	Given map[string]string
 }
 
-// The options of this version.
-const (
-	nameGID      = "gid"
-	nameMode     = "mode"
-	nameOnRemove = "on-remove"
-	nameUID      = "uid"
-)
-
-// maxID is the largest user or group ID; the one above means "no change" to chown(2).
-const maxID = 1<<32 - 2
-
-// known lists the options in the order messages show them.
-func known() []string { return []string{nameGID, nameMode, nameOnRemove, nameUID} }
-
-// later lists options that Berth does not take yet, with the reason where "not
-// supported yet" would say too little. A name that ends in a dot is a prefix.
-func later() map[string]string {
-	const mounts = "Berth keeps volumes in directories of its own root and mounts no other file system yet; mount it on the host below the root or use it as the root"
-	return map[string]string{
-		"backup.":   "",
-		"device":    mounts,
-		"engine":    "the only engine is dir",
-		"exclusive": "",
-		"from":      "",
-		"label.":    "",
-		"o":         mounts,
-		"owner":     "",
-		"protect":   "",
-		"ro":        "use -v VOLUME:PATH:ro for a container",
-		"root":      "",
-		"seed":      "",
-		"size":      "the dir engine cannot enforce a size",
-		"snapshot.": "",
-		"trash.":    "",
-		"type":      mounts,
-	}
+// A Share is a file server's directory, in the words of the local driver's options.
+type Share struct {
+	// Type is "nfs", "nfs4" or "cifs".
+	Type string
+	// Device is HOST:/PATH, or :/PATH with addr=HOST among the options, or //HOST/SHARE
+	// for cifs.
+	Device string
+	// Options are those of mount(8), with commas between, and may hold a password. All
+	// three are what netfs.Parse accepts.
+	Options string
 }
+
+// A Source is a volume to clone, or one of its snapshots.
+type Source struct {
+	Volume string
+	// Snapshot is "" for the volume as it is now.
+	Snapshot string
+}
+
+// String is the form of the option: VOLUME or VOLUME@SNAPSHOT.
+func (s Source) String() string {
+	if s.Snapshot == "" {
+		return s.Volume
+	}
+	return s.Volume + "@" + s.Snapshot
+}
+
+// maxGiven bounds all names and values together, in bytes. They are stored in the
+// volume's record, which is read up to a limit.
+const maxGiven = 8 << 10
 
 // Parse checks the map of a Create; nil is the empty map. The error is invalid
 // and names the first wrong option in alphabetical order, its value and what is
-// allowed.
+// allowed, or else the options that contradict each other.
 func Parse(given map[string]string) (Spec, error) {
 	spec := Spec{Given: maps.Clone(given)}
+	total := 0
 	for _, name := range slices.Sorted(maps.Keys(given)) {
+		total += len(name) + len(given[name])
 		if err := spec.set(name, given[name], given); err != nil {
 			return Spec{}, err
 		}
 	}
+	if total > maxGiven {
+		return Spec{}, fault.Invalid("the options have %d bytes together: at most %d are allowed", total, maxGiven)
+	}
+	if err := spec.finish(given); err != nil {
+		return Spec{}, err
+	}
 	return spec, nil
 }
 
-func (s *Spec) set(name, value string, given map[string]string) (err error) {
-	switch name {
-	case nameOnRemove:
-		switch v := OnRemove(value); v {
-		case Trash, Keep, Purge:
-			s.OnRemove = &v
-			return nil
-		}
-		return fault.Invalid("option on-remove=%s: want trash, keep or purge", quote(value))
-	case nameUID:
-		s.UID, err = parseID(name, value)
-	case nameGID:
-		s.GID, err = parseID(name, value)
-	case nameMode:
-		s.Mode, err = parseMode(value)
-	default:
-		err = refuse(name, given)
-	}
-	return err
+// An option is one name and what is done with its value. A parse function gets the
+// name for its message and sets its field of the Spec.
+type option struct {
+	name  string
+	parse func(s *Spec, name, value string) error
 }
 
-// parseID takes decimal digits only: names would have to be looked up in the
-// plugin's own passwd file, not in the container's or the host's.
-func parseID(name, value string) (*uint32, error) {
-	id, err := strconv.ParseUint(value, 10, 32)
-	if err != nil || id > maxID {
-		return nil, fault.Invalid("option %s=%s: want a number from 0 to %d", name, quote(value), uint32(maxID))
+// labelPrefix begins the names of options that are labels.
+const labelPrefix = "label."
+
+// table lists the options in the order messages show them.
+func table() []option {
+	return []option{
+		{"device", nil}, // with type, by finish
+		{"engine", func(s *Spec, name, value string) (err error) {
+			s.Engine, err = oneOf(name, value, "auto", "dir", "reflink", "btrfs", "image", "thin")
+			if s.Engine == "auto" {
+				s.Engine = ""
+			}
+			return err
+		}},
+		{"exclusive", func(s *Spec, name, value string) (err error) { s.Exclusive, err = parseBool(name, value); return err }},
+		{"from", func(s *Spec, name, value string) (err error) { s.From, err = parseSource(name, value); return err }},
+		{"fs", func(s *Spec, name, value string) (err error) {
+			s.FS, err = oneOf(name, value, "btrfs", "xfs", "ext4")
+			return err
+		}},
+		{"gid", func(s *Spec, name, value string) (err error) { s.GID, err = parseID(name, value); return err }},
+		{"mode", func(s *Spec, name, value string) (err error) { s.Mode, err = parseMode(name, value); return err }},
+		{"nocow", func(s *Spec, name, value string) (err error) { s.NoCOW, err = parseBool(name, value); return err }},
+		{"nodev", func(s *Spec, name, value string) (err error) { s.NoDev, err = parseBool(name, value); return err }},
+		{"noexec", func(s *Spec, name, value string) (err error) { s.NoExec, err = parseBool(name, value); return err }},
+		{"nosuid", func(s *Spec, name, value string) (err error) { s.NoSUID, err = parseBool(name, value); return err }},
+		{"o", nil}, // with type, by finish
+		{"on-remove", func(s *Spec, name, value string) error {
+			policy, err := oneOf(name, value, string(Trash), string(Keep), string(Purge))
+			s.OnRemove = (*OnRemove)(&policy)
+			return err
+		}},
+		{"owner", func(s *Spec, name, value string) error {
+			_, err := oneOf(name, value, "enforce")
+			s.OwnerEnforce = true
+			return err
+		}},
+		{"protect", func(s *Spec, name, value string) (err error) { s.Protect, err = parseBool(name, value); return err }},
+		{"ro", func(s *Spec, name, value string) (err error) { s.ReadOnly, err = parseBool(name, value); return err }},
+		{"root", func(s *Spec, name, value string) (err error) { s.Root, err = parseRoot(name, value); return err }},
+		{"seed", func(s *Spec, name, value string) (err error) { s.Seed, err = parseSeed(name, value); return err }},
+		{"size", func(s *Spec, name, value string) (err error) { s.Size, err = parseSize(name, value); return err }},
+		{"snapshot.keep", func(s *Spec, name, value string) (err error) { s.Keep, err = parseKeep(name, value); return err }},
+		{"snapshot.schedule", func(s *Spec, name, value string) (err error) {
+			s.Schedule, err = parseSchedule(name, value)
+			return err
+		}},
+		{"sparse", func(s *Spec, name, value string) (err error) { s.Sparse, err = parseBool(name, value); return err }},
+		{"trash.keep", func(s *Spec, name, value string) (err error) {
+			s.TrashKeep, err = parseTrashKeep(name, value)
+			return err
+		}},
+		{"type", nil}, // by finish
+		{"uid", func(s *Spec, name, value string) (err error) { s.UID, err = parseID(name, value); return err }},
 	}
-	short := uint32(id)
-	return &short, nil
 }
 
-func parseMode(value string) (*uint32, error) {
-	mode, err := strconv.ParseUint(value, 8, 32)
-	if err != nil || mode > 0o7777 || len(value) < 3 || len(value) > 5 {
-		return nil, fault.Invalid("option mode=%s: want octal permission bits of 3 or 4 digits, as 0750", quote(value))
+// set takes one option.
+func (s *Spec) set(name, value string, given map[string]string) error {
+	if key, ok := strings.CutPrefix(name, labelPrefix); ok {
+		return s.setLabel(key, value)
 	}
-	short := uint32(mode)
-	return &short, nil
-}
-
-// refuse explains an option that is not taken.
-func refuse(name string, given map[string]string) error {
-	if (name == "device" || name == "o") && isBind(given["o"]) {
-		return fault.Invalid("option %s=%s: bind mounts of host directories (o=bind,device=PATH of the local driver) are not supported; use -v PATH:PATH for the container or create the volume with the local driver", name, quote(given[name]))
-	}
-	for late, reason := range later() {
-		if name != late && (!strings.HasSuffix(late, ".") || !strings.HasPrefix(name, late)) {
+	for _, option := range table() {
+		if option.name != name {
 			continue
 		}
-		if reason != "" {
-			reason = ": " + reason
+		if option.parse == nil {
+			return checkShareOption(name, value, given)
 		}
-		return fault.Invalid("option %s is not supported yet%s", quote(name), reason)
+		return option.parse(s, name, value)
 	}
-	if near := nearest(name); len(near) > 0 {
-		return fault.Invalid("unknown option %s: did you mean %s?", quote(name), strings.Join(near, " or "))
-	}
-	return fault.Invalid("unknown option %s: allowed are %s", quote(name), strings.Join(known(), ", "))
+	return refuse(name)
 }
 
-// isBind reads local's `o` option.
-func isBind(o string) bool {
-	flags := strings.Split(o, ",")
-	return slices.Contains(flags, "bind") || slices.Contains(flags, "rbind")
-}
-
-// nearest gives the known option that is equal but for case and punctuation, or
-// else those that are at most two edits away.
-func nearest(name string) []string {
-	if len(name) > 32 {
-		return nil
+// finish makes what several options say together, and refuses what they cannot.
+func (s *Spec) finish(given map[string]string) error {
+	var err error
+	if s.Share, err = parseShare(given); err != nil {
+		return err
 	}
-	var near []string
-	for _, option := range known() {
-		limit := 2
-		if len(option) <= 4 {
-			limit = 1
-		}
-		if plain(name) == plain(option) {
-			return []string{option}
-		}
-		if distance(strings.ToLower(name), option) <= limit {
-			near = append(near, option)
+	imageless := s.Engine != "" && s.Engine != "image" && s.Engine != "thin"
+	for _, clash := range []struct {
+		is        bool
+		one, with string
+		why       string
+	}{
+		{s.Share != nil && s.Root != "", "root", "type", "a share is a root of its own"},
+		{s.FS != "" && imageless, "fs", "engine", "it is for the engines image and thin"},
+		{s.Sparse && imageless, "sparse", "engine", "it is for the engines image and thin"},
+		{s.NoCOW && s.FS != "" && s.FS != "btrfs", "nocow", "fs", "it is for btrfs"},
+		{s.From != nil && s.Seed != "", "from", "seed", "a volume is made from one of them"},
+		{s.TrashKeep != nil && s.OnRemove != nil && *s.OnRemove != Trash, "trash.keep", "on-remove", "the data does not get into the trash"},
+	} {
+		if clash.is {
+			return fault.Invalid("options %s=%s and %s=%s contradict each other: %s", clash.one, quote(given[clash.one]), clash.with, quote(given[clash.with]), clash.why)
 		}
 	}
-	return near
-}
-
-// plain drops case and punctuation.
-func plain(s string) string {
-	return strings.Map(func(r rune) rune {
-		if strings.ContainsRune("-_. ", r) {
-			return -1
-		}
-		return r
-	}, strings.ToLower(s))
-}
-
-// distance is the number of single-byte edits between two short names.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
+	if s.OwnerEnforce && s.UID == nil && s.GID == nil && s.Mode == nil {
+		return fault.Invalid("option owner=enforce: there is nothing to enforce without uid, gid or mode")
 	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diagonal, row[j+1] = row[j+1], min(diagonal+cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
-}
-
-// quote shows a user's text on one line and no longer than a line.
-func quote(s string) string {
-	const limit = 60
-	if len(s) > limit {
-		return fmt.Sprintf("%q…", s[:limit])
-	}
-	return fmt.Sprintf("%q", s)
-}
-
-// Differences lists, sorted by option, where a later Create asked for something
-// else than the volume was made with: "mode: has 0755, asked 0700".
-func Differences(has, asked map[string]string) []string {
-	names := slices.Collect(maps.Keys(has))
-	for name := range asked {
-		if _, ok := has[name]; !ok {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	show := func(m map[string]string, name string) string {
-		if value, ok := m[name]; ok {
-			return value
-		}
-		return "none"
-	}
-	var out []string
-	for _, name := range names {
-		h, inHas := has[name]
-		a, inAsked := asked[name]
-		if h != a || inHas != inAsked {
-			out = append(out, fmt.Sprintf("%s: has %s, asked %s", name, show(has, name), show(asked, name)))
-		}
-	}
-	return out
+	return nil
 }

@@ -26,40 +26,57 @@ const (
 // Create makes the volume name, or takes over a directory of that name, and
 // returns its record. An existing volume is returned as it is, whatever spec says.
 // When it fails nothing of the volume is left, or, if this host dies meanwhile,
-// nothing after Settle.
+// nothing after Settle. Data that is made from something else is made before it
+// returns, however long that takes; see CreateBegin for the other way.
 func (r *Root) Create(ctx context.Context, name string, spec options.Spec) (Record, error) {
-	limit := time.Now().Add(patience)
-	for {
-		rec, err := r.Record(name)
-		switch {
-		case errors.Is(err, ErrNoRecord):
-			rec, err = r.create(ctx, name, spec)
-			if errors.Is(err, errTaken) {
-				continue
-			}
-			return rec, failed(err)
-		case errors.Is(err, ErrDamaged), errors.Is(err, ErrNewer):
-			return Record{}, r.unusable(name, err)
-		case err != nil:
-			return Record{}, err
-		case rec.Phase == Ready:
-			return rec, nil
-		}
-		if err := r.settleWithin(ctx, rec, limit); err != nil {
-			return Record{}, failed(err)
-		}
+	rec, begun, err := r.CreateBegin(ctx, name, spec)
+	if err != nil || !begun {
+		return rec, err
 	}
+	return r.fillOrAbort(ctx, rec, nil)
 }
 
-// errTaken says that another host made the record first.
-var errTaken = errors.New("taken")
+// errTaken says that another host was faster.
+var errTaken = fault.Conflict("another host was faster; try again")
+
+// plan is the record that a new volume begins with.
+func (r *Root) plan(ctx context.Context, p engine.Place, name string, spec options.Spec) (Record, choice, error) {
+	to, err := r.choose(ctx, p, name, spec)
+	if refusedData(err) {
+		return Record{}, choice{}, fmt.Errorf("create volume %s: %s in %s cannot become its data: %w", name, name, r.Path, reason(err))
+	}
+	if err != nil {
+		return Record{}, choice{}, fmt.Errorf("create volume %s: %w", name, err)
+	}
+	if _, given := spec.Given["exclusive"]; given && !spec.Exclusive && to.able.Exclusive {
+		return Record{}, choice{}, fault.Invalid("option exclusive=%s: only one host at a time can have a volume of engine %s", asked(spec, "exclusive"), to.engine.Name())
+	}
+	rec := newRecord(name, r.Host, spec, to.found, r.Now())
+	rec.Engine, rec.EngineReason = to.engine.Name(), to.reason
+	rec.Exclusive = rec.Exclusive || to.able.Exclusive
+	if !to.found {
+		return rec, to, nil
+	}
+	// Data that a removal has kept gets its snapshots back.
+	old, found, err := r.tomb(ctx, name)
+	if err != nil {
+		return Record{}, choice{}, failed(fmt.Errorf("create volume %s: %w", name, err))
+	}
+	if found && old.Engine == rec.Engine {
+		rec.UUID = old.UUID
+	}
+	return rec, to, nil
+}
 
 func (r *Root) create(ctx context.Context, name string, spec options.Spec) (_ Record, err error) {
-	adopted, err := r.Engine.Find(r.top, name)
+	p, err := r.place()
 	if err != nil {
-		return Record{}, fmt.Errorf("create volume %s: %s in %s cannot become its data: %w", name, name, r.Path, reason(err))
+		return Record{}, err
 	}
-	rec := newRecord(name, r.Engine.Name(), r.Host, spec, adopted, r.Now())
+	rec, to, err := r.plan(ctx, p, name, spec)
+	if err != nil {
+		return Record{}, err
+	}
 	data, err := rec.Encode()
 	if err != nil {
 		return Record{}, err
@@ -85,23 +102,24 @@ func (r *Root) create(ctx context.Context, name string, spec options.Spec) (_ Re
 	if err := r.step(ctx, "create.data", name); err != nil {
 		return Record{}, err
 	}
-	created, err := r.Engine.Create(r.top, name, engine.Attributes{UID: spec.UID, GID: spec.GID, Mode: spec.Mode})
+	created, err := to.engine.Create(ctx, p, rec.volume(), rec.attributes())
 	if err != nil {
 		return Record{}, err
 	}
 	ready := rec
-	if !created && !adopted {
-		// The directory came up after Find looked: it is someone else's.
-		ready.Adopted = true
-		if spec.OnRemove == nil {
-			ready.OnRemove = options.Keep
-		}
+	if created == rec.Adopted {
+		// The directory came up after Find looked, or went with another host's volume.
+		ready.Adopted = !created
+		ready.OnRemove = onRemove(name, spec, ready.Adopted)
 	}
 	if err := r.step(ctx, "create.ready", name); err != nil {
 		return Record{}, err
 	}
 	ready.Phase, ready.Host = Ready, ""
-	return ready, r.put(ctx, ready)
+	if err := r.put(ctx, ready); err != nil {
+		return ready, err
+	}
+	return ready, r.untomb(ctx, ready)
 }
 
 // undoCreate removes a volume that never became ready. The data goes first: left
@@ -118,11 +136,15 @@ func (r *Root) undoCreate(ctx context.Context, rec Record) error {
 	if now.UUID != rec.UUID || now.Phase != Creating {
 		return nil
 	}
+	eng, p, err := r.keeper(rec)
+	if err != nil {
+		return err
+	}
 	if !rec.Adopted {
 		if err := r.step(ctx, "undo.data", rec.Name); err != nil {
 			return err
 		}
-		if err := errors.Join(r.Engine.Abandon(r.top, rec.Name), r.top.Sync()); err != nil {
+		if err := errors.Join(eng.Abandon(p, rec.volume()), r.top.Sync()); err != nil {
 			return err
 		}
 	}
@@ -144,10 +166,14 @@ func (r *Root) settleWithin(ctx context.Context, rec Record, limit time.Time) er
 		return err
 	}
 	if stale {
-		return r.settle(ctx, rec)
+		err := r.settle(ctx, rec)
+		if errors.Is(err, errTaken) {
+			return nil
+		}
+		return err
 	}
 	if time.Now().After(limit) {
-		return fault.Conflict("volume %s: host %s is %s it for %s; if that host is gone, try again when that is %s", rec.Name, rec.Host, rec.Phase, age.Round(time.Second), staleAfter)
+		return fault.Conflict("%w for %s; if that host is gone, try again when that is %s", r.busy(rec), age.Round(time.Second), staleAfter)
 	}
 	select {
 	case <-ctx.Done():
@@ -181,21 +207,47 @@ func (r *Root) Settle(ctx context.Context, name string) error {
 		return nil
 	case err != nil:
 		return err
-	case rec.Phase == Ready:
+	case rec.atRest():
 		return nil
 	case rec.Host != r.Host:
 		if stale, _, err := r.stale(rec); err != nil || !stale {
 			return err
 		}
 	}
-	return failed(r.settle(ctx, rec))
+	err = r.settle(ctx, rec)
+	if errors.Is(err, errTaken) {
+		return nil // by another host, which goes on with it
+	}
+	return failed(err)
 }
 
+// settle brings what was begun with a volume to an end, by this host or by one that
+// is gone.
 func (r *Root) settle(ctx context.Context, rec Record) error {
-	if rec.Phase == Removing {
-		return r.finishRemove(ctx, rec)
+	stale, _, err := r.stale(rec)
+	if err != nil {
+		return err
 	}
-	return r.undoCreate(ctx, rec)
+	if rec.Host != r.Host || stale {
+		if rec, err = r.takeOver(ctx, rec); err != nil {
+			return err
+		}
+	}
+	switch rec.Phase {
+	case Creating:
+		return r.undoCreate(ctx, rec)
+	case Removing:
+		return r.finishRemove(ctx, rec)
+	case Restoring:
+		_, err := r.CreateFill(ctx, rec.Name, nil)
+		return err
+	case RollingBack:
+		return r.settleRollback(ctx, rec)
+	case Renaming:
+		return r.settleRename(ctx, rec)
+	case Ready, Broken, Purging:
+	}
+	return fault.Conflict("volume %s is %s", rec.Name, rec.Phase)
 }
 
 // unusable words the refusal to change a volume whose record cannot be used.

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/volplugin/engine"
 	"github.com/berth-plugin/berth/volplugin/rooted"
 )
 
@@ -35,10 +36,32 @@ func failed(err error) error {
 			return fault.Unavailable("%w", err)
 		}
 	}
+	if errors.Is(err, engine.ErrNoLimit) {
+		return fault.Invalid("%w", err)
+	}
 	for _, wrong := range []error{rooted.ErrSymlink, rooted.ErrMountPoint, rooted.ErrNotDir} {
 		if errors.Is(err, wrong) {
 			return fault.Conflict("%w", err)
 		}
 	}
 	return err
+}
+
+// absent is a text about what is not there, with the reason to be found by errors.Is.
+type absent struct {
+	text string
+	what error
+}
+
+func (a absent) Error() string { return a.text }
+func (a absent) Unwrap() error { return a.what }
+
+// noVolume says that a volume was looked for and is not there.
+func (r *Root) noVolume(name string) error {
+	return fault.NotFound("%w", absent{"volume " + name + " does not exist in " + r.Path, ErrNoRecord})
+}
+
+// noSnapshot says the same of a snapshot.
+func noSnapshot(volume, name string) error {
+	return fault.NotFound("%w", absent{"volume " + volume + " has no snapshot " + name, ErrNoSnapshot})
 }

@@ -138,19 +138,30 @@ func (r *Root) drop(rec Record) error {
 	return r.volumes.Sync()
 }
 
-// Data opens the directory that containers of a ready volume see. It never makes
-// one: a container must not start on an empty directory in place of lost data.
+// Data opens the directory that containers of a ready volume see; the volume is
+// attached. It never makes one: a container must not start on an empty directory in
+// place of lost data.
 func (r *Root) Data(rec Record) (*rooted.Dir, error) {
-	data, err := r.Engine.Open(r.top, rec.Name)
+	eng, p, err := r.keeper(rec)
+	if err != nil {
+		return nil, err
+	}
+	data, err := eng.Open(p, rec.volume())
 	if err != nil {
 		return nil, failed(fmt.Errorf("data of volume %s in %s: %w", rec.Name, r.Path, dataReason(err)))
 	}
 	return data, nil
 }
 
+// missing says that a volume's data is not there.
+type missing struct{}
+
+func (missing) Error() string { return "the directory is missing" }
+func (missing) Unwrap() error { return fs.ErrNotExist }
+
 func dataReason(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return errors.New("the directory is missing")
+		return missing{}
 	}
 	return reason(err)
 }

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +16,8 @@ import (
 // the volume says so, and its name is free. Unknown volumes are removed already.
 // When it fails before the data has moved the volume is as it was; later failures
 // are made good by Settle. If this host dies meanwhile, the volume is whole or
-// removed after Settle and SettleClaim.
+// removed after Settle and SettleClaim. One that is restoring or broken is gone
+// without the trash; the caller has ended this host's CreateFill of it.
 func (r *Root) Remove(ctx context.Context, name string) error {
 	limit := time.Now().Add(patience)
 	for {
@@ -33,6 +35,24 @@ func (r *Root) Remove(ctx context.Context, name string) error {
 				continue
 			}
 			return failed(err)
+		case rec.Phase == Broken, rec.Phase == Restoring && rec.Host == r.Host:
+			if err := r.abort(ctx, rec); err != nil {
+				return failed(fmt.Errorf("remove volume %s: %w", name, err))
+			}
+			continue
+		}
+		if rec.Phase == Restoring {
+			// Another host's: it is given up, not completed, when that host is gone.
+			stale, _, err := r.stale(rec)
+			if err == nil && stale {
+				err = r.abort(ctx, rec)
+				if err == nil || errors.Is(err, errTaken) {
+					continue
+				}
+			}
+			if err != nil {
+				return failed(err)
+			}
 		}
 		if err := r.settleWithin(ctx, rec, limit); err != nil {
 			return failed(err)
@@ -41,13 +61,21 @@ func (r *Root) Remove(ctx context.Context, name string) error {
 }
 
 func (r *Root) remove(ctx context.Context, rec Record) error {
+	if err := r.unprotected(rec, "removed"); err != nil {
+		return err
+	}
+	eng, p, err := r.keeper(rec)
+	if err != nil {
+		return err
+	}
 	if rec.OnRemove != options.Keep {
 		// Refused before anything was changed.
-		if _, err := r.Engine.Find(r.top, rec.Name); err != nil {
+		if _, err := eng.Find(p, rec.Name); err != nil {
 			return fmt.Errorf("remove volume %s: %s in %s: %w", rec.Name, rec.Name, r.Path, reason(err))
 		}
 	}
 	now := r.Now().UTC().Truncate(time.Second)
+	ready := rec
 	rec.Phase, rec.Host, rec.RemovedAt = Removing, r.Host, &now
 	data, err := rec.Encode()
 	if err != nil {
@@ -76,7 +104,17 @@ func (r *Root) remove(ctx context.Context, rec Record) error {
 	}
 	err = r.step(ctx, "remove.mark", rec.Name)
 	if err == nil {
-		err = r.put(ctx, rec)
+		rec, err = r.begin(ctx, ready, func(to *Record) error {
+			if err := r.unprotected(*to, "removed"); err != nil {
+				return err
+			}
+			// What was set since it was read goes into the trash too.
+			to.Phase, to.RemovedAt = Removing, &now
+			return nil
+		})
+		if err != nil {
+			return errors.Join(fmt.Errorf("remove volume %s: %w", ready.Name, err), r.undoRemove(ctx, ready))
+		}
 	}
 	if err == nil {
 		err = r.finishRemove(ctx, rec)
@@ -85,6 +123,14 @@ func (r *Root) remove(ctx context.Context, rec Record) error {
 		return fmt.Errorf("remove volume %s: %w", rec.Name, errors.Join(err, r.undoRemove(ctx, rec)))
 	}
 	return nil
+}
+
+// unprotected refuses what would lose data of a protected volume.
+func (r *Root) unprotected(rec Record, what string) error {
+	if !rec.Protect {
+		return nil
+	}
+	return fault.Conflict("volume %s cannot be %s: it is protected (option protect=true); set protect=false first", rec.Name, what)
 }
 
 // errClaimed says that another host has begun to remove the volume.
@@ -123,20 +169,45 @@ func (r *Root) unclaim(rec Record) error {
 	return r.trash.Sync()
 }
 
+// reclaim makes the claim say what the record does, which may have been updated since
+// the claim was made, or taken over.
+func (r *Root) reclaim(ctx context.Context, rec Record) error {
+	want, err := rec.Encode()
+	if err != nil {
+		return err
+	}
+	have, err := r.trash.ReadFile(rec.UUID+suffix, maxRecord)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) || bytes.Equal(have, want) {
+		return err
+	}
+	return r.replaceFile(ctx, r.trash, rec.UUID+suffix, want)
+}
+
 // finishRemove goes on from the record that is marked as removing. Every part may
 // have happened before. The record goes last, so that nobody makes a volume of
 // that name while the old data is in its place.
 func (r *Root) finishRemove(ctx context.Context, rec Record) error {
 	if rec.OnRemove != options.Keep {
+		if err := r.reclaim(ctx, rec); err != nil {
+			return err
+		}
 		if err := r.step(ctx, "remove.move", rec.Name); err != nil {
 			return err
 		}
 		if _, err := r.trash.Stat(rec.UUID); errors.Is(err, fs.ErrNotExist) {
-			err = r.Engine.Retire(r.top, rec.Name, r.trash, rec.UUID)
+			eng, p, err := r.keeper(rec)
 			if err != nil {
 				return err
 			}
+			if err := eng.Retire(ctx, p, rec.volume()); err != nil {
+				return err
+			}
 		} else if err != nil {
+			return err
+		}
+	}
+	if rec.OnRemove == options.Keep {
+		if err := r.bury(ctx, rec); err != nil {
 			return err
 		}
 	}
@@ -162,16 +233,11 @@ func (r *Root) undoRemove(ctx context.Context, rec Record) error {
 		return err
 	}
 	present, err := r.Record(rec.Name)
-	if errors.Is(err, ErrNoRecord) {
-		return nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrNoRecord) {
 		return err
 	}
-	if present.UUID != rec.UUID {
-		return nil
-	}
-	if present.Phase == Removing {
+	// Under another name meanwhile, the volume is not to be removed either.
+	if err == nil && present.UUID == rec.UUID && present.Phase == Removing {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 		defer cancel()
 		present.Phase, present.Host, present.RemovedAt = Ready, "", nil

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/volplugin/engine"
+	"github.com/berth-plugin/berth/volplugin/presence"
 	"github.com/berth-plugin/berth/volplugin/rooted"
 )
 
@@ -22,11 +24,16 @@ const (
 	volumesName = "volumes"
 	trashName   = "trash"
 	tmpName     = "tmp"
+	imagesName  = "images"
+	snapsName   = "snapshots"
 	suffix      = ".json"
 	// AcceptName is the file by which an operator says that a root which looks
 	// like the wrong one is meant.
 	AcceptName = ".berth-accept"
 )
+
+// markerSchema is the version of the marker.
+const markerSchema = 1
 
 // ErrFresh says that the root carries no marker and none is due: it has no
 // volumes yet, and Init makes it a root.
@@ -35,8 +42,11 @@ var ErrFresh = errors.New("volume root is not initialised")
 // A Location is where a root is and how this host works on it.
 type Location struct {
 	// Path of the root, absolute.
-	Path   string
-	Engine engine.Engine
+	Path string
+	// Engines that keep data here, by their names.
+	Engines Engines
+	// Local is engine.Place's.
+	Local string
 	// Host is this host's name in records, the same over restarts and of no
 	// other host on the root.
 	Host string
@@ -44,6 +54,10 @@ type Location struct {
 	// Step, unless nil, is called before each change with the change's name and
 	// the volume's; an error stops the operation there. Tests kill and block in it.
 	Step func(step, volume string) error
+	// Hold attaches a volume to this host for as long as an operation needs it and
+	// tells how to let it go again. nil attaches and detaches by the engine alone,
+	// which is right where nobody else on this host has the volume attached.
+	Hold func(ctx context.Context, rec Record) (release func() error, err error)
 }
 
 // A Root is an open root whose marker was found to be the expected one. It must
@@ -57,6 +71,11 @@ type Root struct {
 	Accepted bool
 
 	top, meta, volumes, trash, tmp *rooted.Dir
+
+	mu sync.Mutex // guards the following
+	// images and snapshots are opened when they are first needed. Roots of earlier
+	// versions have none.
+	images, snapshots *rooted.Dir
 }
 
 // marker is the content of root.json.
@@ -130,10 +149,10 @@ func (r *Root) readMarker() (marker, error) {
 	if err := json.Unmarshal(data, &mark); err != nil {
 		return marker{}, fmt.Errorf("%s/%s is damaged: %w", metaName, markerName, err)
 	}
-	if mark.Schema > schema {
-		return marker{}, fmt.Errorf("%s/%s has schema %d and this Berth knows up to %d; upgrade Berth", metaName, markerName, mark.Schema, schema)
+	if mark.Schema > markerSchema {
+		return marker{}, fmt.Errorf("%s/%s has schema %d and this Berth knows up to %d; upgrade Berth", metaName, markerName, mark.Schema, markerSchema)
 	}
-	if mark.Schema != schema || !isUUID(mark.UUID) {
+	if mark.Schema != markerSchema || !isUUID(mark.UUID) {
 		return marker{}, fmt.Errorf("%s/%s is damaged", metaName, markerName)
 	}
 	return mark, nil
@@ -166,12 +185,12 @@ func (l Location) init(ctx context.Context, top *rooted.Dir) error {
 		return err
 	}
 	defer meta.Close()
-	for _, name := range []string{volumesName, trashName, tmpName} {
+	for _, name := range []string{volumesName, trashName, tmpName, imagesName, snapsName} {
 		if err := meta.EnsureDir(name, 0o700); err != nil {
 			return err
 		}
 	}
-	data, err := json.Marshal(marker{Schema: schema, UUID: uuid.NewString(), CreatedAt: l.Now().UTC().Truncate(time.Second)})
+	data, err := json.Marshal(marker{Schema: markerSchema, UUID: uuid.NewString(), CreatedAt: l.Now().UTC().Truncate(time.Second)})
 	if err != nil {
 		return err
 	}
@@ -200,12 +219,51 @@ func (r *Root) DropAccept() error {
 // Close releases the handles.
 func (r *Root) Close() error {
 	var errs []error
-	for _, dir := range []*rooted.Dir{r.top, r.meta, r.volumes, r.trash, r.tmp} {
+	for _, dir := range []*rooted.Dir{r.top, r.meta, r.volumes, r.trash, r.tmp, r.images, r.snapshots} {
 		if dir != nil {
 			errs = append(errs, dir.Close())
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// place gives the root as engines see it.
+func (r *Root) place() (engine.Place, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name, dir := range map[string]**rooted.Dir{imagesName: &r.images, snapsName: &r.snapshots} {
+		if *dir != nil {
+			continue
+		}
+		var err error
+		if *dir, err = r.metaDir(name); err != nil {
+			return engine.Place{}, failed(fmt.Errorf("volume root %s: %w", r.Path, err))
+		}
+	}
+	p := engine.Place{Root: r.top, Images: r.images, Snapshots: r.snapshots, Trash: r.trash, Tmp: r.tmp, Local: r.Local}
+	if r.Step != nil {
+		p.Step = func(step string) error { return r.Step("engine."+step, "") }
+	}
+	return p, nil
+}
+
+// Meta opens the directory of Berth's own for what is not about volumes. The caller
+// closes it.
+func (r *Root) Meta() (*rooted.Dir, error) { return r.top.Dir(metaName) }
+
+// Shared tells whether other hosts may reach the root; see presence.Shared.
+func (r *Root) Shared() (bool, error) { return presence.Shared(r.top) }
+
+// metaDir opens a directory of Berth's own, and makes it where it is missing.
+func (r *Root) metaDir(name string) (*rooted.Dir, error) {
+	dir, err := r.meta.Dir(name)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return dir, err
+	}
+	if err := errors.Join(r.meta.EnsureDir(name, 0o700), r.meta.Sync()); err != nil {
+		return nil, err
+	}
+	return r.meta.Dir(name)
 }
 
 // step is called before each change.

@@ -12,7 +12,8 @@ import (
 	"gotest.tools/v3/assert"
 	"gotest.tools/v3/assert/cmp"
 
-	"github.com/berth-plugin/berth/volplugin/engine/dir"
+	"github.com/berth-plugin/berth/volplugin/engine/copying"
+	"github.com/berth-plugin/berth/volplugin/engine/treeengine"
 	"github.com/berth-plugin/berth/volplugin/options"
 )
 
@@ -21,7 +22,7 @@ var errDied = errors.New("died")
 
 // location gives a host's view of a root.
 func location(path, host string) Location {
-	return Location{Path: path, Engine: dir.Engine{}, Host: host, Now: time.Now}
+	return Location{Path: path, Engines: Engines{treeengine.New(copying.Dir())}, Host: host, Now: time.Now}
 }
 
 func openRoot(t *testing.T, l Location) *Root {
@@ -38,7 +39,8 @@ func openRoot(t *testing.T, l Location) *Root {
 // halfCreated leaves a record of a host that died while it created the volume.
 func halfCreated(t *testing.T, root *Root, name string) {
 	t.Helper()
-	rec := newRecord(name, "dir", root.Host, options.Spec{}, false, time.Now())
+	rec := newRecord(name, root.Host, options.Spec{}, false, time.Now())
+	rec.Engine = "dir"
 	data, err := rec.Encode()
 	assert.NilError(t, err)
 	assert.NilError(t, root.makeFile(t.Context(), root.volumes, name+suffix, data))
@@ -51,7 +53,7 @@ func halfRemoved(t *testing.T, root *Root, name string) {
 	_, err := root.Create(t.Context(), name, options.Spec{})
 	assert.NilError(t, err)
 	assert.NilError(t, os.WriteFile(filepath.Join(root.Path, name, "f"), []byte("x"), 0o600))
-	dying := *root
+	dying := openRoot(t, root.Location)
 	dying.Step = func(step, _ string) error {
 		if step == "remove.move" {
 			panic(errDied) // a dead host does not undo either
@@ -156,15 +158,30 @@ func TestExpireLeavesWhatItCannotRead(t *testing.T) {
 func TestTempFilesOfDeadHostsAreSwept(t *testing.T) {
 	path := t.TempDir()
 	a := openRoot(t, location(path, "a"))
-	for name, old := range map[string]time.Duration{"old": tempKeep + time.Hour, "new": time.Hour} {
-		file := filepath.Join(path, ".berth/tmp", name)
-		assert.NilError(t, os.WriteFile(file, nil, 0o600))
-		age(t, file, old)
+	tmp := filepath.Join(path, ".berth/tmp")
+	assert.NilError(t, os.WriteFile(filepath.Join(tmp, "file"), nil, 0o600))
+	assert.NilError(t, os.MkdirAll(filepath.Join(tmp, "tree/sub"), 0o700))
+	// What a copy has set does not count.
+	age(t, filepath.Join(tmp, "file"), tempTreeKeep*2)
+	age(t, filepath.Join(tmp, "tree"), tempTreeKeep*2)
+	for _, tc := range []struct {
+		after time.Duration
+		left  []string
+	}{
+		{tempKeep - time.Hour, []string{"file", "tree"}},
+		{tempKeep + time.Hour, []string{"tree"}},
+		{tempTreeKeep - time.Hour, []string{"tree"}},
+		{tempTreeKeep + time.Hour, nil},
+	} {
+		a.Now = func() time.Time { return time.Now().Add(tc.after) }
+		_, err := a.Expire(t.Context(), TrashKeep)
+		assert.NilError(t, err)
+		entries, err := os.ReadDir(tmp)
+		assert.NilError(t, err)
+		var left []string
+		for _, entry := range entries {
+			left = append(left, entry.Name())
+		}
+		assert.DeepEqual(t, left, tc.left)
 	}
-	_, err := a.Expire(t.Context(), TrashKeep)
-	assert.NilError(t, err)
-	left, err := os.ReadDir(filepath.Join(path, ".berth/tmp"))
-	assert.NilError(t, err)
-	assert.Equal(t, len(left), 1)
-	assert.Equal(t, left[0].Name(), "new")
 }

@@ -38,7 +38,8 @@ func TestDefaultsOfARecord(t *testing.T) {
 		{anonymous, false, nil, options.Purge},
 		{anonymous, true, nil, options.Keep},
 	} {
-		rec := newRecord(tc.name, "dir", "host", options.Spec{OnRemove: tc.asked}, tc.adopted, time.Now())
+		rec := newRecord(tc.name, "host", options.Spec{OnRemove: tc.asked}, tc.adopted, time.Now())
+		rec.Engine = "dir"
 		assert.Equal(t, rec.OnRemove, tc.want)
 		data, err := rec.Encode()
 		assert.NilError(t, err)
@@ -49,13 +50,15 @@ func TestDefaultsOfARecord(t *testing.T) {
 }
 
 func TestRecordsThatAreRefused(t *testing.T) {
-	good, err := newRecord("web", "dir", "host", options.Spec{}, false, time.Now()).Encode()
+	rec := newRecord("web", "host", options.Spec{}, false, time.Now())
+	rec.Engine = "dir"
+	good, err := rec.Encode()
 	assert.NilError(t, err)
 	for _, tc := range []struct {
 		change string
 		want   error
 	}{
-		{`{"schema":2}`, ErrNewer},
+		{`{"schema":3}`, ErrNewer},
 		{`{"schema":99,"uuid":7}`, ErrNewer},
 		{`{"schema":0}`, ErrDamaged},
 		{`{"uuid":"../../etc"}`, ErrDamaged},
@@ -107,13 +110,15 @@ func FuzzCheckName(f *testing.F) {
 }
 
 func FuzzDecodeRecord(f *testing.F) {
-	good, err := newRecord("web", "dir", "host", options.Spec{Given: map[string]string{"uid": "1"}}, true, time.Unix(1e9, 0)).Encode()
+	rec := newRecord("web", "host", options.Spec{Given: map[string]string{"uid": "1"}}, true, time.Unix(1e9, 0))
+	rec.Engine = "dir"
+	good, err := rec.Encode()
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(good)
 	f.Add(good[:len(good)-3])
-	f.Add([]byte(`{"schema":2}`))
+	f.Add([]byte(`{"schema":3}`))
 	f.Add([]byte(`{"schema":1,"name":"web","uuid":"x"}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		rec, err := DecodeRecord("web", data)
@@ -130,4 +135,14 @@ func FuzzDecodeRecord(f *testing.F) {
 		assert.Equal(t, back.UUID, rec.UUID)
 		assert.Assert(t, back.CreatedAt.Equal(rec.CreatedAt))
 	})
+}
+
+// What a snapshot is called must not be what its neighbours' files are called.
+func TestSnapshotNamesThatWouldMeetOtherFiles(t *testing.T) {
+	for _, name := range []string{"a.json", "a.making", "a.img", ".json", "a/b", "", strings.Repeat("n", 101)} {
+		assert.Assert(t, errdefs.IsInvalidArgument(CheckSnapshotName(name)), name)
+	}
+	for _, name := range []string{"a", "json", "a.json.1", "20260501T150000Z", strings.Repeat("n", 100)} {
+		assert.NilError(t, CheckSnapshotName(name))
+	}
 }

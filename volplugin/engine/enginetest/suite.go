@@ -5,284 +5,276 @@ package enginetest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
 
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 
 	"github.com/berth-plugin/berth/volplugin/engine"
-	"github.com/berth-plugin/berth/volplugin/internal/mounttest"
 	"github.com/berth-plugin/berth/volplugin/rooted"
 )
 
-// bench is one root with a trash for one test.
-type bench struct {
-	t      *testing.T
-	engine engine.Engine
-	path   string
-	root   *rooted.Dir
-	trash  *rooted.Dir
+// An Option fits the suite to an engine.
+type Option func(*suite)
+
+// Template gives the volumes of the tests v's Size, FS, Sparse and NoCOW, for
+// engines that cannot do without. 128 MiB are enough, with a file system that has
+// files of 1 TiB (not ext4 with blocks of 1 KiB).
+func Template(v engine.Volume) Option { return func(s *suite) { s.template = v } }
+
+// Files says that the data of a volume is a regular file, at path. Without it the
+// data is a directory of the volume's name in the root.
+func Files(path func(p engine.Place, name string) string) Option {
+	return func(s *suite) { s.files, s.data = true, path }
 }
 
-// Run runs the suite. newRoot makes an empty directory on a file system that the
-// engine works on; the process needs a mount namespace of its own.
-func Run(t *testing.T, e engine.Engine, newRoot func(testing.TB) string) {
+// Fixed says that this machine lets nobody resize what the engine keeps data in. A
+// resize is to be refused, and all to be as before.
+func Fixed() Option { return func(s *suite) { s.fixed = true } }
+
+type suite struct {
+	engine   engine.Engine
+	newPlace func(testing.TB) engine.Place
+	template engine.Volume
+	fixed    bool
+	files    bool
+	data     func(p engine.Place, name string) string
+}
+
+// Run runs the suite. newPlace makes an empty place on a file system that the
+// engine works on and where 256 MiB are free, as NewPlace does; the process needs
+// a mount namespace of its own. What an engine says it cannot do, it has to refuse.
+//
+// Engines call Place.Before before each change: the suite kills and fails calls
+// there.
+func Run(t *testing.T, e engine.Engine, newPlace func(testing.TB) engine.Place, options ...Option) {
+	s := &suite{engine: e, newPlace: newPlace, data: func(p engine.Place, name string) string {
+		return filepath.Join(p.Root.Path(), name)
+	}}
+	for _, option := range options {
+		option(s)
+	}
 	for name, test := range map[string]func(*bench){
-		"data is made once, empty and open to all":  testCreate,
-		"attributes are applied":                    testAttributes,
-		"existing data is taken over":               testAdopt,
-		"abandon removes only what is empty":        testAbandon,
-		"open never makes data":                     testOpenMissing,
-		"retired data is whole and can be repeated": testRetire,
-		"retire replaces nothing in the trash":      testRetireTaken,
-		"links, files and mounts are no data":       testForeign,
-		"destroy follows nothing out of the data":   testDestroy,
+		"data is made once, empty and open to all":         testCreate,
+		"attributes are applied":                           testAttributes,
+		"existing data is taken over":                      testAdopt,
+		"abandon removes only what is empty":               testAbandon,
+		"open never makes data":                            testOpenMissing,
+		"attach and detach can be repeated":                testAttach,
+		"data is found again when Local is lost":           testLocalLost,
+		"retired data is whole and can be repeated":        testRetire,
+		"retire replaces nothing in the trash":             testRetireTaken,
+		"reinstated data is whole, and replaces nothing":   testReinstate,
+		"rename moves the data and replaces nothing":       testRename,
+		"links, files and mounts are no data":              testForeign,
+		"destroy follows nothing out of the data":          testDestroy,
+		"destroy deletes snapshots, but not their records": testDestroySnapshots,
+		"usage tells what is used":                         testUsage,
+		"a size is enforced or refused":                    testLimit,
+		"a snapshot is the data":                           testSnapshot,
+		"a nasty tree goes through all copies":             testNasty,
+		"a snapshot exists once":                           testSnapshotTaken,
+		"a snapshot is removed once and for all":           testSnapshotRemove,
+		"a snapshot that is cancelled leaves nothing":      testSnapshotCancelled,
+		"writes do not fail a snapshot":                    testSnapshotWhileWritten,
+		"links that come and go lead nowhere":              testSwaps,
+		"a clone is the data, and independent":             testClone,
+		"a clone that is given up goes":                    testCloneAbandoned,
+		"a rollback keeps what was":                        testRollback,
+		"a rollback to what is missing changes nothing":    testRollbackMissing,
+		"create survives kills and failures":               testCreateInterrupted,
+		"retire, reinstate and rename survive kills":       testMovesInterrupted,
+		"snapshot and its removal survive kills":           testSnapshotInterrupted,
+		"clone survives kills and failures":                testCloneInterrupted,
+		"rollback survives kills and failures":             testRollbackInterrupted,
+		"abandon survives kills":                           testAbandonInterrupted,
+		"volumes live side by side":                        testTogether,
+		"destroy survives kills":                           testDestroyInterrupted,
+		"a probe says what the root can do":                testProbe,
 	} {
-		t.Run(name, func(t *testing.T) {
-			b := &bench{t: t, engine: e, path: newRoot(t)}
-			var err error
-			b.root, err = rooted.Open(b.path)
-			assert.NilError(t, err)
-			t.Cleanup(func() { _ = b.root.Close() })
-			assert.NilError(t, b.root.Mkdir(".trash", 0o700))
-			b.trash, err = b.root.Dir(".trash")
-			assert.NilError(t, err)
-			t.Cleanup(func() { _ = b.trash.Close() })
-			test(b)
-		})
+		t.Run(name, func(t *testing.T) { test(s.bench(t)) })
 	}
 }
 
-// create makes data for a name that must be free.
-func (b *bench) create(name string) {
+// NewPlace lays out the directories of a place in root, which has to be an
+// absolute path, until the test ends.
+func NewPlace(t testing.TB, root string) engine.Place {
+	t.Helper()
+	place, err := OpenPlace(root, t.TempDir())
+	assert.NilError(t, err)
+	t.Cleanup(func() {
+		for _, dir := range []*rooted.Dir{place.Root, place.Images, place.Snapshots, place.Trash, place.Tmp} {
+			_ = dir.Close()
+		}
+	})
+	return place
+}
+
+// OpenPlace is NewPlace for processes that a test starts.
+func OpenPlace(root, local string) (engine.Place, error) {
+	place := engine.Place{Local: local}
+	for path, dir := range map[string]**rooted.Dir{
+		"": &place.Root, ".berth/images": &place.Images, ".berth/snapshots": &place.Snapshots, ".berth/trash": &place.Trash, ".berth/tmp": &place.Tmp,
+	} {
+		path = filepath.Join(root, path)
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			return engine.Place{}, err
+		}
+		var err error
+		if *dir, err = rooted.Open(path); err != nil {
+			return engine.Place{}, err
+		}
+	}
+	return place, nil
+}
+
+// bench is one place for one test.
+type bench struct {
+	*suite
+	t     *testing.T
+	place engine.Place
+	can   engine.Abilities
+}
+
+func (s *suite) bench(t *testing.T) *bench {
+	t.Helper()
+	b := &bench{suite: s, t: t, place: s.newPlace(t)}
+	var err error
+	b.can, err = s.engine.Probe(t.Context(), b.place)
+	assert.NilError(t, err)
+	return b
+}
+
+// volume makes a description of a volume that is not there yet.
+func (b *bench) volume(name string) engine.Volume {
+	v := b.template
+	v.Name, v.UUID = name, uuid.NewString()
+	return v
+}
+
+// create makes data for a name that must be free, and attaches it.
+func (b *bench) create(name string) engine.Volume {
 	b.t.Helper()
-	created, err := b.engine.Create(b.root, name, engine.Attributes{})
+	v := b.volume(name)
+	created, err := b.engine.Create(b.t.Context(), b.place, v, engine.Attributes{})
 	assert.NilError(b.t, err)
 	assert.Assert(b.t, created)
+	b.attach(v)
+	return v
+}
+
+// attach attaches a volume until the test ends.
+func (b *bench) attach(v engine.Volume) {
+	b.t.Helper()
+	place := b.place
+	place.Step = nil
+	assert.NilError(b.t, b.engine.Attach(b.t.Context(), place, v))
+	b.t.Cleanup(func() {
+		if err := b.engine.Detach(context.Background(), place, v); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			b.t.Errorf("detach %s: %v", v.Name, err)
+		}
+	})
+}
+
+func (b *bench) detach(v engine.Volume) {
+	b.t.Helper()
+	assert.NilError(b.t, b.engine.Detach(b.t.Context(), b.place, v))
+}
+
+// procPath leads to a directory, for this process and those that it starts.
+func procPath(dir *rooted.Dir) string {
+	return fmt.Sprintf("/proc/%d/fd/%d/.", os.Getpid(), dir.FD())
+}
+
+// within opens the data and gives its path, valid while the function runs.
+func (b *bench) within(v engine.Volume, use func(path string)) {
+	b.t.Helper()
+	data, err := b.engine.Open(b.place, v)
+	assert.NilError(b.t, err)
+	defer data.Close()
+	use(procPath(data))
+}
+
+// withinSnapshot is within for a snapshot.
+func (b *bench) withinSnapshot(v engine.Volume, snap string, use func(path string)) {
+	b.t.Helper()
+	data, err := b.engine.OpenSnapshot(b.t.Context(), b.place, v, snap)
+	assert.NilError(b.t, err)
+	defer func() { assert.NilError(b.t, b.engine.CloseSnapshot(context.Background(), b.place, v, snap)) }()
+	defer data.Close()
+	use(procPath(data))
 }
 
 // write puts a file into a volume the way a container does.
-func (b *bench) write(name, file, content string) {
+func (b *bench) write(v engine.Volume, file, content string) {
 	b.t.Helper()
-	data, err := b.engine.Open(b.root, name)
-	assert.NilError(b.t, err)
-	defer data.Close()
-	assert.NilError(b.t, os.WriteFile(filepath.Join(data.ProcPath(), file), []byte(content), 0o600))
+	b.within(v, func(path string) {
+		assert.NilError(b.t, os.WriteFile(filepath.Join(path, file), []byte(content), 0o600))
+	})
 }
 
-func (b *bench) read(dir *rooted.Dir, name, file string) string {
+func (b *bench) read(v engine.Volume, file string) (content string) {
 	b.t.Helper()
-	data, err := b.engine.Open(dir, name)
-	assert.NilError(b.t, err)
-	defer data.Close()
-	content, err := os.ReadFile(filepath.Join(data.ProcPath(), file))
-	assert.NilError(b.t, err)
-	return string(content)
+	b.within(v, func(path string) {
+		data, err := os.ReadFile(filepath.Join(path, file))
+		assert.NilError(b.t, err)
+		content = string(data)
+	})
+	return content
+}
+
+func (b *bench) readSnapshot(v engine.Volume, snap, file string) (content string) {
+	b.t.Helper()
+	b.withinSnapshot(v, snap, func(path string) {
+		data, err := os.ReadFile(filepath.Join(path, file))
+		assert.NilError(b.t, err)
+		content = string(data)
+	})
+	return content
 }
 
 func (b *bench) found(name string) bool {
 	b.t.Helper()
-	found, err := b.engine.Find(b.root, name)
+	found, err := b.engine.Find(b.place, name)
 	assert.NilError(b.t, err)
 	return found
 }
 
-func (b *bench) stat(name string) unix.Stat_t {
+func (b *bench) stat(v engine.Volume) (st unix.Stat_t) {
 	b.t.Helper()
-	data, err := b.engine.Open(b.root, name)
-	assert.NilError(b.t, err)
-	defer data.Close()
-	var st unix.Stat_t
-	assert.NilError(b.t, unix.Fstat(data.FD(), &st))
+	b.within(v, func(path string) { assert.NilError(b.t, unix.Stat(path, &st)) })
 	return st
 }
 
-func testCreate(b *bench) {
-	t := b.t
-	assert.Assert(t, b.engine.Name() != "")
-	assert.Assert(t, !b.found("web"))
-	b.create("web")
-	assert.Assert(t, b.found("web"))
-	st := b.stat("web")
-	assert.Equal(t, st.Mode&0o7777, uint32(0o755))
-	assert.Equal(t, st.Uid, uint32(0))
-	entries, err := b.engine.Open(b.root, "web")
-	assert.NilError(t, err)
-	defer entries.Close()
-	names, err := entries.Names()
-	assert.NilError(t, err)
-	assert.Equal(t, len(names), 0, "dockerd would not copy an image's content over %v", names)
-}
-
-func testAttributes(b *bench) {
-	uid, gid, mode := uint32(1000), uint32(2000), uint32(0o3770)
-	created, err := b.engine.Create(b.root, "web", engine.Attributes{UID: &uid, GID: &gid, Mode: &mode})
+func (b *bench) snapshot(v engine.Volume, snap string) engine.Copy {
+	b.t.Helper()
+	done, err := b.engine.Snapshot(b.t.Context(), b.place, v, snap, nil)
 	assert.NilError(b.t, err)
-	assert.Assert(b.t, created)
-	st := b.stat("web")
-	assert.Equal(b.t, st.Uid, uid)
-	assert.Equal(b.t, st.Gid, gid)
-	assert.Equal(b.t, st.Mode&0o7777, mode)
+	return done
+}
 
-	created, err = b.engine.Create(b.root, "group", engine.Attributes{GID: &gid})
+// hasSnapshot tells whether a snapshot can be opened.
+func (b *bench) hasSnapshot(v engine.Volume, snap string) bool {
+	b.t.Helper()
+	data, err := b.engine.OpenSnapshot(b.t.Context(), b.place, v, snap)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
 	assert.NilError(b.t, err)
-	assert.Assert(b.t, created)
-	st = b.stat("group")
-	assert.Equal(b.t, st.Uid, uint32(0))
-	assert.Equal(b.t, st.Gid, gid)
-	assert.Equal(b.t, st.Mode&0o7777, uint32(0o755))
+	_ = data.Close()
+	assert.NilError(b.t, b.engine.CloseSnapshot(b.t.Context(), b.place, v, snap))
+	return true
 }
 
-func testAdopt(b *bench) {
-	t := b.t
-	mode := uint32(0o711)
-	_, err := b.engine.Create(b.root, "web", engine.Attributes{Mode: &mode})
-	assert.NilError(t, err)
-	b.write("web", "f", "x")
-	created, err := b.engine.Create(b.root, "web", engine.Attributes{})
-	assert.NilError(t, err)
-	assert.Assert(t, !created)
-	st := b.stat("web")
-	assert.Equal(t, st.Mode&0o7777, mode)
-	assert.Equal(t, b.read(b.root, "web", "f"), "x")
-
-	mode = 0o750
-	created, err = b.engine.Create(b.root, "web", engine.Attributes{Mode: &mode})
-	assert.NilError(t, err)
-	assert.Assert(t, !created)
-	st = b.stat("web")
-	assert.Equal(t, st.Mode&0o7777, mode)
-	assert.Equal(t, b.read(b.root, "web", "f"), "x")
-}
-
-func testAbandon(b *bench) {
-	t := b.t
-	assert.NilError(t, b.engine.Abandon(b.root, "web"))
-	b.create("web")
-	assert.NilError(t, b.engine.Abandon(b.root, "web"))
-	assert.Assert(t, !b.found("web"))
-	b.create("web")
-	b.write("web", "f", "x")
-	assert.NilError(t, b.engine.Abandon(b.root, "web"))
-	assert.Equal(t, b.read(b.root, "web", "f"), "x")
-}
-
-func testOpenMissing(b *bench) {
-	_, err := b.engine.Open(b.root, "web")
-	assert.Assert(b.t, errors.Is(err, fs.ErrNotExist), "%v", err)
-	assert.Assert(b.t, !b.found("web"))
-}
-
-func testRetire(b *bench) {
-	t := b.t
-	b.create("web")
-	b.write("web", "f", "x")
-	container, err := b.engine.Open(b.root, "web")
-	assert.NilError(t, err)
-	defer container.Close()
-	assert.NilError(t, b.engine.Retire(b.root, "web", b.trash, "one"))
-	assert.Assert(t, !b.found("web"))
-	assert.Equal(t, b.read(b.trash, "one", "f"), "x")
-	assert.NilError(t, os.WriteFile(filepath.Join(container.ProcPath(), "g"), []byte("late"), 0o600))
-	assert.Equal(t, b.read(b.trash, "one", "g"), "late")
-	assert.NilError(t, b.engine.Retire(b.root, "web", b.trash, "two"), "missing data is an error")
-	b.create("web")
-
-	assert.NilError(t, b.engine.Destroy(t.Context(), b.trash, "one"))
-	assert.NilError(t, b.engine.Destroy(t.Context(), b.trash, "one"))
-	_, err = b.engine.Open(b.trash, "one")
-	assert.Assert(t, errors.Is(err, fs.ErrNotExist), "%v", err)
-}
-
-func testRetireTaken(b *bench) {
-	t := b.t
-	b.create("web")
-	assert.NilError(t, b.engine.Retire(b.root, "web", b.trash, "one")) // empty data
-	b.create("web")
-	b.write("web", "f", "x")
-	err := b.engine.Retire(b.root, "web", b.trash, "one")
-	assert.Assert(t, errors.Is(err, fs.ErrExist), "%v", err)
-	assert.Equal(t, b.read(b.root, "web", "f"), "x")
-}
-
-func testForeign(b *bench) {
-	t := b.t
-	outside := t.TempDir()
-	secret := filepath.Join(outside, "secret")
-	assert.NilError(t, os.WriteFile(secret, []byte("x"), 0o600))
-	mode, uid := uint32(0o777), uint32(99)
-	for kind, make := range map[string]func(path string) error{
-		"link":     func(path string) error { return os.Symlink(outside, path) },
-		"dangling": func(path string) error { return os.Symlink(filepath.Join(outside, "new"), path) },
-		"file":     func(path string) error { return os.WriteFile(path, nil, 0o600) },
-		"fifo":     func(path string) error { return unix.Mkfifo(path, 0o600) },
-		"mount": func(path string) error {
-			if err := os.Mkdir(path, 0o755); err != nil {
-				return err
-			}
-			mounttest.Bind(t, outside, path)
-			return nil
-		},
-	} {
-		assert.NilError(t, make(filepath.Join(b.path, kind)), kind)
-		_, err := b.engine.Find(b.root, kind)
-		assert.Assert(t, refused(err), "find %s: %v", kind, err)
-		_, err = b.engine.Create(b.root, kind, engine.Attributes{Mode: &mode, UID: &uid})
-		assert.Assert(t, refused(err), "create %s: %v", kind, err)
-		_, err = b.engine.Create(b.root, kind, engine.Attributes{})
-		assert.Assert(t, refused(err), "create %s: %v", kind, err)
-		_, err = b.engine.Open(b.root, kind)
-		assert.Assert(t, refused(err), "open %s: %v", kind, err)
-		assert.Assert(t, refused(b.engine.Retire(b.root, kind, b.trash, kind)), "retire %s", kind)
-		assert.NilError(t, b.engine.Abandon(b.root, kind))
-		_, err = os.Lstat(filepath.Join(b.path, kind))
-		assert.NilError(t, err, "%s was removed", kind)
-	}
-	for _, path := range []string{secret, outside} {
-		info, err := os.Stat(path)
-		assert.NilError(t, err)
-		assert.Assert(t, info.Mode().Perm() != 0o777)
-	}
-	_, err := os.Lstat(filepath.Join(outside, "new"))
-	assert.Assert(t, os.IsNotExist(err))
-}
-
-func refused(err error) bool {
-	return errors.Is(err, rooted.ErrSymlink) || errors.Is(err, rooted.ErrNotDir) || errors.Is(err, rooted.ErrMountPoint)
-}
-
-func testDestroy(b *bench) {
-	t := b.t
-	outside := t.TempDir()
-	assert.NilError(t, os.WriteFile(filepath.Join(outside, "keep"), []byte("x"), 0o600))
-	b.create("web")
-	data, err := b.engine.Open(b.root, "web")
-	assert.NilError(t, err)
-	defer data.Close()
-	in := func(path string) string { return filepath.Join(data.ProcPath(), path) }
-	assert.NilError(t, os.MkdirAll(in("a/b/c"), 0o700))
-	assert.NilError(t, os.Symlink(outside, in("a/link")))
-	assert.NilError(t, os.Symlink("/", in("a/b/top")))
-	hard := filepath.Join(b.path, "hard") // of another volume, on the same file system
-	assert.NilError(t, os.WriteFile(hard, []byte("x"), 0o600))
-	assert.NilError(t, os.Link(hard, in("a/hard")))
-	assert.NilError(t, unix.Mkfifo(in("a/fifo"), 0o600))
-	assert.NilError(t, unix.Mknod(in("a/null"), unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))))
-	assert.NilError(t, os.Chmod(in("a/b"), 0))
-	assert.NilError(t, b.engine.Retire(b.root, "web", b.trash, "one"))
-
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	assert.ErrorIs(t, b.engine.Destroy(ended, b.trash, "one"), context.Canceled)
-	assert.NilError(t, b.engine.Destroy(t.Context(), b.trash, "one"))
-	_, err = b.trash.Stat("one")
-	assert.Assert(t, errors.Is(err, fs.ErrNotExist), "%v", err)
-	for _, path := range []string{hard, filepath.Join(outside, "keep")} {
-		content, err := os.ReadFile(path)
-		assert.NilError(t, err)
-		assert.Equal(t, string(content), "x")
-	}
+// clean checks that nothing is on its way any more.
+func (b *bench) clean() {
+	b.t.Helper()
+	names, err := b.place.Tmp.Names()
+	assert.NilError(b.t, err)
+	assert.Equal(b.t, len(names), 0, "left in tmp: %v", names)
 }

@@ -1,0 +1,87 @@
+package volplugin
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// What the driver measures, beside the calls that shared/pluginapi counts.
+var (
+	volumesDesc = prometheus.NewDesc("berth_volumes",
+		"Volumes that this host knows, by root and engine; those whose record cannot be used have the engine \"\".", []string{"root", "engine"}, nil)
+	mountedDesc = prometheus.NewDesc("berth_volumes_mounted",
+		"Volumes and snapshots that containers of this host have.", nil, nil)
+	awayDesc = prometheus.NewDesc("berth_volume_root_away",
+		"1 while the root does not answer or is not configured any more, else 0.", []string{"root"}, nil)
+	snapshotLastDesc = prometheus.NewDesc("berth_volume_snapshot_last_success_timestamp_seconds",
+		"When the last scheduled snapshot that did not fail was made, of volumes with a schedule; 0 is never.", []string{"volume"}, nil)
+	snapshotNextDesc = prometheus.NewDesc("berth_volume_snapshot_next_timestamp_seconds",
+		"When the next scheduled snapshot is due, of volumes with a schedule.", []string{"volume"}, nil)
+	snapshotFailuresDesc = prometheus.NewDesc("berth_volume_snapshot_failures",
+		"Scheduled snapshots that have failed in a row, of volumes with a schedule.", []string{"volume"}, nil)
+)
+
+// Metrics returns what the driver measures. It asks no root, and may be collected at
+// any time.
+func (d *Driver) Metrics() prometheus.Collector { return collector{d} }
+
+type collector struct{ d *Driver }
+
+// Describe sends all descriptions.
+func (c collector) Describe(descs chan<- *prometheus.Desc) {
+	for _, desc := range []*prometheus.Desc{volumesDesc, mountedDesc, awayDesc, snapshotLastDesc, snapshotNextDesc, snapshotFailuresDesc} {
+		descs <- desc
+	}
+}
+
+// Collect sends all values.
+func (c collector) Collect(metrics chan<- prometheus.Metric) {
+	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
+		metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
+	}
+	for _, s := range c.d.all() {
+		engines := map[string]int{}
+		for name, v := range c.d.ledger.seen(s.key) {
+			engines[v.Record.Engine]++
+			if v.Record.Schedule == "" || c.d.ledger.owner(name) != s.key {
+				continue
+			}
+			st, _ := c.d.schedules.State(v.Record.UUID)
+			gauge(snapshotLastDesc, seconds(st.Success), name)
+			gauge(snapshotNextDesc, seconds(st.Next), name)
+			gauge(snapshotFailuresDesc, float64(st.Failures), name)
+		}
+		for engine, n := range engines {
+			gauge(volumesDesc, float64(n), s.label(), engine)
+		}
+		away := 0.0
+		if s.missing != nil || s.hung.Load() {
+			away = 1
+		}
+		gauge(awayDesc, away, s.label())
+	}
+	mounted := 0
+	for _, m := range c.d.ledger.allMounts() {
+		if m.IDs.Total() > 0 {
+			mounted++
+		}
+	}
+	gauge(mountedDesc, float64(mounted))
+}
+
+// label names the root; String would show where a share is.
+func (s *store) label() string {
+	if s.name == "" {
+		return homeKey
+	}
+	return s.name
+}
+
+// seconds since 1970, 0 for the zero time.
+func seconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1000
+}
