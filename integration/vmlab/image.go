@@ -31,9 +31,9 @@ const (
 // packages is what the guest has besides a minimal Debian.
 func packages() []string {
 	return []string{
-		"btrfs-progs", "busybox-static", "ca-certificates", "dmsetup", "docker.io", "e2fsprogs", "iproute2",
+		"acl", "attr", "btrfs-progs", "busybox-static", "ca-certificates", "dmsetup", "docker.io", "e2fsprogs", "iproute2",
 		"iptables", "kmod", "linux-image-cloud-amd64", "nfs-common", "nfs-kernel-server", "nftables",
-		"procps", "quota", "thin-provisioning-tools", "util-linux", "xfsprogs",
+		"procps", "quota", "rsync", "thin-provisioning-tools", "util-linux", "xfsprogs",
 	}
 }
 

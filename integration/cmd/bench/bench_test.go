@@ -35,13 +35,13 @@ func TestWrongSettingsAreNamed(t *testing.T) {
 		assert.ErrorContains(t, err, c.want)
 	}
 	_, err := chosen([]string{"port"})
-	assert.ErrorContains(t, err, `part "port": want basic, ports, start, data, ipam or macvlan`)
+	assert.ErrorContains(t, err, `part "port": want basic, ports, start, data, ipam, macvlan, volumes or snapshots`)
 }
 
 func TestNoPartMeansAll(t *testing.T) {
 	all, err := chosen(nil)
 	assert.NilError(t, err)
-	assert.Equal(t, len(all), 6)
+	assert.Equal(t, len(all), 8)
 	some, err := chosen([]string{"data", "basic"})
 	assert.NilError(t, err)
 	assert.Equal(t, some[0].name+" "+some[1].name, "data basic")

@@ -55,6 +55,12 @@ func command(ctx context.Context, args []string) error {
 			return runPairs(ctx, args[1:], os.Stdout)
 		case holdCommand:
 			return holdAddresses(ctx, args[1:], os.Stdout)
+		case volumeCallsCommand:
+			return runVolumeCalls(ctx, args[1:], os.Stdout)
+		case volumeGetsCommand:
+			return runVolumeGets(ctx, args[1:], os.Stdout)
+		case treeCommand:
+			return makeTree(ctx, args[1:])
 		case recoverCommand:
 			return awaitAddresses(ctx, args[1:], os.Stdout)
 		case emptyCommand:
@@ -85,6 +91,9 @@ type settings struct {
 	data  dataSettings
 	// addresses are for the part "ipam".
 	addresses addressSettings
+	// volumes and files are for the parts "volumes" and "snapshots".
+	volumes int
+	tree    treeSettings
 	// together is how many containers the part "macvlan" starts at the same moment.
 	together int
 }
@@ -106,7 +115,7 @@ type part struct {
 
 func parts() []part {
 	return []part{{"basic", measureBasic}, {"ports", measurePorts}, {"start", measureStart}, {"data", measureData},
-		{"ipam", measureAddresses}, {"macvlan", measureMacvlan}}
+		{"ipam", measureAddresses}, {"macvlan", measureMacvlan}, {"volumes", measureVolumes}, {"snapshots", measureSnapshots}}
 }
 
 func parseSettings(args []string) (settings, error) {
@@ -136,6 +145,9 @@ func parseSettings(args []string) (settings, error) {
 	f.IntVar(&s.addresses.recovered, "recovered", 100000, "ipam: `NUMBER` of addresses that are held when berthd is killed")
 	held := f.String("held", usualHeld, "ipam: `NUMBERS` of addresses held, rising")
 	f.IntVar(&s.together, "together", 200, "macvlan: `NUMBER` of containers started at the same moment, 0 for none")
+	f.IntVar(&s.volumes, "volumes", 10000, "volumes: `NUMBER` of volumes that there are")
+	f.IntVar(&s.tree.files, "files", 68000, "snapshots: `NUMBER` of files in the volume")
+	f.IntVar(&s.tree.megabytes, "megabytes", 846, "snapshots: `NUMBER` of megabytes (10^6 bytes) in them")
 	if err := f.Parse(args); err != nil {
 		return s, err
 	}
@@ -197,7 +209,7 @@ func chosen(names []string) ([]part, error) {
 			}
 		}
 		if len(found) == before {
-			return nil, fmt.Errorf("part %q: want basic, ports, start, data, ipam or macvlan", name)
+			return nil, fmt.Errorf("part %q: want basic, ports, start, data, ipam, macvlan, volumes or snapshots", name)
 		}
 	}
 	return found, nil

@@ -39,6 +39,8 @@ type siteOptions struct {
 	// nics is how many links to the LAN the host has; 0 means 1.
 	nics   int
 	daemon []string
+	// volumesOn is what the directory of Berth's volumes is on; "" is the host's disk.
+	volumesOn string
 }
 
 // newSite makes a host with a running engine and the plugins. The caller closes it.
@@ -55,7 +57,7 @@ func newSite(ctx context.Context, part string, s settings, opts siteOptions) (ma
 			return nil, err
 		}
 	}
-	t.host, err = lab.New(ctx, lab.Options{Name: name, Engine: s.engine, LAN: t.lan, NICs: opts.nics, DaemonArgs: opts.daemon})
+	t.host, err = lab.New(ctx, lab.Options{Name: name, Engine: s.engine, LAN: t.lan, NICs: opts.nics, DaemonArgs: opts.daemon, VolumesOn: opts.volumesOn})
 	if err != nil {
 		return nil, err
 	}

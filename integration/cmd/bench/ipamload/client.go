@@ -27,6 +27,12 @@ type Client struct {
 
 // Find returns the socket of the plugin below dir that manages addresses.
 func Find(ctx context.Context, dir string) (string, error) {
+	return FindPlugin(ctx, dir, "IpamDriver")
+}
+
+// FindPlugin returns the socket of the plugin below dir that implements an interface
+// of Docker's, as "VolumeDriver".
+func FindPlugin(ctx context.Context, dir, implements string) (string, error) {
 	var sockets []string
 	for _, pattern := range []string{"*.sock", "*/*.sock"} {
 		found, err := filepath.Glob(filepath.Join(dir, pattern))
@@ -41,13 +47,13 @@ func Find(ctx context.Context, dir string) (string, error) {
 			continue
 		}
 		var manifest struct{ Implements []string }
-		err = c.call("Plugin.Activate", nil, &manifest)
+		err = c.Call("Plugin.Activate", nil, &manifest)
 		_ = c.Close()
-		if err == nil && slices.Contains(manifest.Implements, "IpamDriver") {
+		if err == nil && slices.Contains(manifest.Implements, implements) {
 			return socket, nil
 		}
 	}
-	return "", fmt.Errorf("no plugin manages addresses: asked %s", strings.Join(sockets, ", "))
+	return "", fmt.Errorf("no plugin implements %s: asked %s", implements, strings.Join(sockets, ", "))
 }
 
 // Dial connects to a plugin's socket. The caller closes the client.
@@ -66,33 +72,33 @@ func (c *Client) Close() error { return c.conn.Close() }
 func (c *Client) RequestPool(subnet string) (string, error) {
 	var got struct{ PoolID string }
 	space := struct{ LocalDefaultAddressSpace string }{}
-	if err := c.call("IpamDriver.GetDefaultAddressSpaces", nil, &space); err != nil {
+	if err := c.Call("IpamDriver.GetDefaultAddressSpaces", nil, &space); err != nil {
 		return "", err
 	}
-	err := c.call("IpamDriver.RequestPool", map[string]any{"AddressSpace": space.LocalDefaultAddressSpace, "Pool": subnet}, &got)
+	err := c.Call("IpamDriver.RequestPool", map[string]any{"AddressSpace": space.LocalDefaultAddressSpace, "Pool": subnet}, &got)
 	return got.PoolID, err
 }
 
 // ReleasePool gives a pool back with all its addresses.
 func (c *Client) ReleasePool(pool string) error {
-	return c.call("IpamDriver.ReleasePool", map[string]string{"PoolID": pool}, nil)
+	return c.Call("IpamDriver.ReleasePool", map[string]string{"PoolID": pool}, nil)
 }
 
 // RequestAddress asks for any address and returns it without its prefix length.
 func (c *Client) RequestAddress(pool string) (string, error) {
 	var got struct{ Address string }
-	err := c.call("IpamDriver.RequestAddress", map[string]string{"PoolID": pool}, &got)
+	err := c.Call("IpamDriver.RequestAddress", map[string]string{"PoolID": pool}, &got)
 	addr, _, _ := strings.Cut(got.Address, "/")
 	return addr, err
 }
 
 // ReleaseAddress gives an address back.
 func (c *Client) ReleaseAddress(pool, addr string) error {
-	return c.call("IpamDriver.ReleaseAddress", map[string]string{"PoolID": pool, "Address": addr}, nil)
+	return c.Call("IpamDriver.ReleaseAddress", map[string]string{"PoolID": pool, "Address": addr}, nil)
 }
 
-// call makes one call. An answer other than 200 is an error with what it says.
-func (c *Client) call(method string, body, answer any) error {
+// Call makes one call. An answer other than 200 is an error with what it says.
+func (c *Client) Call(method string, body, answer any) error {
 	text := []byte("{}")
 	if body != nil {
 		var err error

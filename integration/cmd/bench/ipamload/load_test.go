@@ -92,7 +92,7 @@ func TestAddressesAreTakenAndGivenBack(t *testing.T) {
 
 func TestNoPluginIsAnError(t *testing.T) {
 	_, err := Find(t.Context(), t.TempDir())
-	assert.ErrorContains(t, err, "no plugin manages addresses")
+	assert.ErrorContains(t, err, "no plugin implements IpamDriver")
 }
 
 func TestAgeOfAProcess(t *testing.T) {
