@@ -51,6 +51,21 @@ func newThin(t testing.TB) *thin.Engine {
 // fullEnv asks for the tests that take ten minutes and more, as scripts/test --full does.
 const fullEnv = "BERTH_VM_FULL"
 
+// thinOptions are those of a guest that knows whether fullEnv is set.
+func thinOptions(timeout time.Duration) Options {
+	options := Options{Modules: thinModules(), Timeout: timeout}
+	if os.Getenv(fullEnv) != "" {
+		options.Files = map[string]string{fullMark: "vmlab.go"}
+	}
+	return options
+}
+
+// isFull tells in a guest whether fullEnv was set.
+func isFull() bool {
+	_, err := os.Stat(filepath.Join(Dir, fullMark))
+	return err == nil
+}
+
 // onlyFull skips a test, on the host, unless fullEnv asks for it.
 func onlyFull(t *testing.T) {
 	t.Helper()
@@ -66,13 +81,9 @@ const fullMark = "thin-full"
 // or on all.
 func TestThinSuite(t *testing.T) {
 	onlyFull(t)
-	options := Options{Modules: thinModules(), Timeout: 50 * time.Minute}
-	if os.Getenv(fullEnv) != "" {
-		options.Files = map[string]string{fullMark: "vmlab.go"}
-	}
-	InGuest(t, options, func(t *testing.T) {
+	InGuest(t, thinOptions(50*time.Minute), func(t *testing.T) {
 		kinds := []string{"ext4"}
-		if _, err := os.Stat(filepath.Join(Dir, fullMark)); err == nil {
+		if isFull() {
 			kinds = append(kinds, "xfs", "btrfs")
 		}
 		for _, kind := range kinds {
