@@ -3,6 +3,7 @@ package volplugin
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/volplugin/rooted"
@@ -146,6 +147,16 @@ func (s *store) scan(ctx context.Context) error {
 	}
 }
 
+// A reading of a whole root that need not be repeated while its edition is the same.
+type reading struct {
+	root    string
+	edition rooted.Stamp
+}
+
+// editionRests is how old an edition is when no other change can have the same one: more
+// than the steps in which clocks of file systems go, and servers' clocks differ.
+const editionRests = 10 * time.Second
+
 func (s *store) readAll(ctx context.Context) error {
 	since := s.ledger.now(s.key)
 	root, err := s.open()
@@ -156,6 +167,14 @@ func (s *store) readAll(ctx context.Context) error {
 		return err
 	}
 	defer root.Close()
+	edition, err := root.Edition()
+	if err != nil {
+		return err
+	}
+	if last := s.lastRead.Load(); last != nil && *last == (reading{root.ID, edition}) {
+		return nil
+	}
+	settled := time.Since(time.Unix(0, edition.Ctime)) > editionRests
 
 	before := s.ledger.seen(s.key)
 	known := make(map[string]volume.Entry, len(before))
@@ -172,6 +191,9 @@ func (s *store) readAll(ctx context.Context) error {
 	changes := make(map[string]*seenVolume, len(known))
 	for name := range known {
 		changes[name] = nil
+		if _, ok := entries[name]; !ok {
+			settled = false // what containers still have is forgotten later
+		}
 	}
 	unfinished := map[string]bool{}
 	for name, entry := range entries {
@@ -187,6 +209,10 @@ func (s *store) readAll(ctx context.Context) error {
 		return err
 	}
 	s.unfinished.Store(&unfinished)
+	s.lastRead.Store(nil)
+	if settled && len(unfinished) == 0 {
+		s.lastRead.Store(&reading{root.ID, edition})
+	}
 	return s.ledger.setState(s.key, func(now *storeState) {
 		now.Complete = now.Complete || now.ID == root.ID
 	})

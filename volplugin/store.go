@@ -75,6 +75,8 @@ type store struct {
 	// unfinished are the volumes that this host began to make or remove, as the
 	// last reading of the root found them.
 	unfinished atomic.Pointer[map[string]bool]
+	// lastRead is the last reading of the root, nil when it has to be read anew.
+	lastRead atomic.Pointer[reading]
 }
 
 func newStore(key, name, path string, cfg *Config, all volume.Engines, l *ledger, locks *keylock.Locker, h *holders, r *schedule.Runner) *store {

@@ -320,3 +320,32 @@ func uuidOf(tx *bolt.Tx) []byte {
 	_, rest, _ := strings.Cut(record, `"uuid":"`)
 	return []byte(rest[:36])
 }
+
+// A root is read anew when anything in it has changed, and only then.
+func TestARootThatRestsIsNotReadAgain(t *testing.T) {
+	root := t.TempDir()
+	h, other := newHost(t, root, nil), newHost(t, root, nil)
+	assert.NilError(t, h.create("web"))
+	assert.DeepEqual(t, other.list(), []string{"web"})
+	assert.Assert(t, other.home.lastRead.Load() == nil, "too young to be trusted")
+	// As if that had been long ago.
+	past := time.Now().Add(-time.Hour)
+	edition := func() reading {
+		assert.NilError(t, os.Chtimes(filepath.Join(root, ".berth/volumes"), past, past))
+		r, err := other.home.open()
+		assert.NilError(t, err)
+		defer r.Close()
+		stamp, err := r.Edition()
+		assert.NilError(t, err)
+		return reading{r.ID, stamp}
+	}
+	now := edition()
+	other.home.lastRead.Store(&now)
+	assert.DeepEqual(t, other.list(), []string{"web"})
+	assert.NilError(t, h.create("db"))
+	assert.DeepEqual(t, other.list(), []string{"db", "web"})
+	now = edition()
+	other.home.lastRead.Store(&now)
+	assert.NilError(t, h.remove("web"))
+	assert.DeepEqual(t, other.list(), []string{"db"})
+}

@@ -257,6 +257,16 @@ func (d *Dir) Stat(name string) (Stamp, error) {
 	return Stamp{Ino: st.Ino, Size: st.Size, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano()}, nil
 }
 
+// Self is Stat for the directory itself: its times change when a name in it is made,
+// removed or replaced.
+func (d *Dir) Self() (Stamp, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(d.FD(), &st); err != nil {
+		return Stamp{}, &fs.PathError{Op: "stat", Path: d.Path(), Err: err}
+	}
+	return Stamp{Ino: st.Ino, Size: st.Size, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano()}, nil
+}
+
 // Names lists the directory, unsorted.
 func (d *Dir) Names() ([]string, error) {
 	// A second handle: reading moves the position of the one it uses.

@@ -78,6 +78,17 @@ func (r *Root) entry(name string, known Entry) (Entry, error) {
 	return Entry{Record: rec, Stamp: stamp}, err
 }
 
+// Edition changes with every record that is made, replaced or removed, by whatever
+// host. Two changes within a moment that the file system's clock cannot tell apart may
+// have one edition.
+func (r *Root) Edition() (rooted.Stamp, error) {
+	if err := r.volumes.Refresh(); err != nil {
+		return rooted.Stamp{}, failed(err)
+	}
+	stamp, err := r.volumes.Self()
+	return stamp, failed(err)
+}
+
 // Entries reads the records that are not in known, or differ from it by their
 // stamp; those that do not are returned as they are in known. Volumes of all
 // phases are in the result, by name. Files that are no records are passed over.

@@ -188,7 +188,15 @@ func (r *Root) snapshotEntries(rec Record) ([]SnapshotEntry, error) {
 
 // CountSnapshots tells how many snapshots a volume has. It reads no records.
 func (r *Root) CountSnapshots(rec Record) (int, error) {
-	dir, err := r.snapshotsOf(rec.UUID)
+	all, err := r.meta.Dir(snapsName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, failed(err)
+	}
+	defer all.Close()
+	dir, err := all.Dir(rec.UUID)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
