@@ -530,7 +530,7 @@ func TestKilledAtAnyStep(t *testing.T) {
 	memory := mounttest.Tmpfs(t, 64<<20)
 	for _, name := range sortedOperations() {
 		t.Run(name, func(t *testing.T) {
-			for die := 0; ; die++ {
+			for die := 0; ; die += stride() {
 				s := newScene(t, memory, name)
 				before := normal(s.show())
 				s.order.Die = die
@@ -547,12 +547,21 @@ func TestKilledAtAnyStep(t *testing.T) {
 	}
 }
 
+// stride is how many steps are passed over to the next kill: none, or with -short a few
+// at random, since each kill is a process of its own.
+func stride() int {
+	if testing.Short() {
+		return 1 + rand.IntN(4)
+	}
+	return 1
+}
+
 // On btrfs data are subvolumes, snapshots are sealed, and rmdir is not enough.
 func TestKilledOnBtrfs(t *testing.T) {
 	disk := mounttest.Disk(t, "btrfs", 512<<20)
 	for _, name := range sortedOperations() {
 		t.Run(name, func(t *testing.T) {
-			for die := 0; ; die += 1 + rand.IntN(3) {
+			for die := 0; ; die += stride() + rand.IntN(3) {
 				s := newScene(t, disk, name)
 				before := normal(s.show())
 				s.order.Die = die
