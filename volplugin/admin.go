@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/volplugin/keep"
@@ -523,7 +525,7 @@ func (d *Driver) removeSnapshot(ctx context.Context, ref volume.Reference, still
 	}
 	return d.operate(ctx, ref.Volume, beside, func(ctx context.Context, _ *store, root *volume.Root) error {
 		snap, err := root.Snapshot(ctx, ref.Volume, ref.Snapshot)
-		if err != nil && fault.Kind(err) == "not-found" {
+		if err != nil && errdefs.IsNotFound(err) {
 			return err
 		}
 		if err == nil && !still(snap) {
@@ -724,7 +726,7 @@ func (d *Driver) PurgeTrash(ctx context.Context, req control.PurgeTrashRequest, 
 				return err
 			})
 		}
-		if err != nil && fault.Kind(err) != "not-found" {
+		if err != nil && !errdefs.IsNotFound(err) {
 			out.Failed[e.UUID] = err.Error()
 			continue
 		}

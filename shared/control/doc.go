@@ -82,4 +82,16 @@ const (
 	pathTrash      = "trash"
 	pathRestore    = "trash/restore"
 	pathPurge      = "trash/purge"
+
+	pathTargets       = "targets"
+	pathTarget        = "targets/add"
+	pathUntarget      = "targets/remove"
+	pathTestTarget    = "targets/test"
+	pathBackups       = "backups"
+	pathBackup        = "backups/create"
+	pathBackupOf      = "backups/inspect"
+	pathUnbackup      = "backups/remove"
+	pathPruneBackups  = "backups/prune"
+	pathVerify        = "backups/verify"
+	pathRestoreBackup = "backups/restore"
 )

@@ -80,6 +80,9 @@ type Volume struct {
 	Snapshots     []Snapshot `json:",omitempty"`
 	// Schedule is nil when no snapshots are made by one.
 	Schedule *Schedule `json:",omitempty"`
+	// Backup is nil for a volume that was never backed up by this host and has no
+	// schedule for it.
+	Backup *VolumeBackup `json:",omitempty"`
 	// Consistency that a snapshot has when nothing is paused for it.
 	Consistency Consistency `json:",omitempty"`
 	// Instant says that snapshots, clones and rollbacks take the same short time
@@ -94,6 +97,8 @@ type VolumeSource struct {
 	Snapshot string `json:",omitempty"`
 	// Path of a seed or of what was adopted, as it was given.
 	Path string `json:",omitempty"`
+	// Backup is the reference of what was restored.
+	Backup string `json:",omitempty"`
 }
 
 // A VolumeUser is a host that has a volume mounted.
@@ -118,6 +123,24 @@ type Schedule struct {
 	Next time.Time `json:",omitzero"`
 	// LastError is why the last one failed; "" when it did not.
 	LastError string `json:",omitempty"`
+}
+
+// A VolumeBackup is what this host knows of the backups of a volume.
+type VolumeBackup struct {
+	// Target that a schedule backs it up to; "" is the only one there is.
+	Target string `json:",omitempty"`
+	// Schedule and Policy are "" when there are none.
+	Schedule string `json:",omitempty"`
+	Keep     string `json:",omitempty"`
+	// Next is when the schedule is due.
+	Next time.Time `json:",omitzero"`
+	// Last is when a backup was last tried, by schedule or by hand, and LastError why
+	// it failed or what was missing in it; "" when it is good.
+	Last      time.Time `json:",omitzero"`
+	LastError string    `json:",omitempty"`
+	// Good is the reference of the last good one, GoodTime the time of its data.
+	Good     string    `json:",omitempty"`
+	GoodTime time.Time `json:",omitzero"`
 }
 
 // Consistency says what a snapshot is worth.
@@ -149,6 +172,8 @@ const (
 	SnapshotRollback SnapshotOrigin = "rollback"
 	// SnapshotClone: a clone is made from it, and it goes when that is whole.
 	SnapshotClone SnapshotOrigin = "clone"
+	// SnapshotBackup: it is being backed up, and goes when that has ended.
+	SnapshotBackup SnapshotOrigin = "backup"
 )
 
 // A Snapshot is a volume's data as it once was. VOLUME@NAME is a read-only volume.
@@ -385,6 +410,7 @@ type PurgeTrashReport struct {
 // There is no removal of volumes: the client asks Docker for that, who knows best
 // whether a container uses one and has to know that it is gone.
 type VolumeAdmin interface {
+	BackupAdmin
 	// Volumes lists all, by name, without asking a root that does not answer.
 	Volumes(context.Context) ([]Volume, error)
 	// Volume tells all of one, with its snapshots.

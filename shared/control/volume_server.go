@@ -72,6 +72,8 @@ func (s *Server) routeVolumes() {
 	})
 	long(s, pathPrune, VolumeAdmin.PruneSnapshots)
 	long(s, pathPurge, VolumeAdmin.PurgeTrash)
+
+	s.routeBackups(get)
 }
 
 // An order is a request that is checked before the service gets it.
