@@ -104,7 +104,7 @@ func (d *Driver) shown(s *store, name string, v seenVolume, away error) control.
 		out.TrashKeep = time.Duration(*rec.TrashKeep)
 	}
 	if src := rec.Source; src != nil {
-		out.Source = &control.VolumeSource{Volume: src.Volume, Snapshot: src.Snapshot, Path: src.Seed + src.Adopt}
+		out.Source = &control.VolumeSource{Volume: src.Volume, Snapshot: src.Snapshot, Path: src.Seed + src.Adopt, Backup: src.Backup}
 	}
 	if able, ok := s.abilities.get(rec.Engine); ok {
 		out.FileSystem, out.Instant, out.Consistency = able.FileSystem, able.Instant, control.Consistency(able.Consistency)
@@ -121,6 +121,7 @@ func (d *Driver) shown(s *store, name string, v seenVolume, away error) control.
 	if rec.Schedule != "" {
 		out.Schedule = s.schedule(rec)
 	}
+	out.Backup = d.shownBackups(rec)
 	switch rec.Phase {
 	case volume.Broken:
 		out.State, out.Error = control.VolumeBroken, rec.Reason
@@ -260,6 +261,7 @@ func (d *Driver) UpdateVolume(ctx context.Context, req control.UpdateRequest) (o
 		}
 		out, err = d.again(s, root, req.Volume)
 		d.schedules.Wake()
+		d.backupRuns.Wake()
 		return err
 	})
 	return out, err
@@ -268,7 +270,7 @@ func (d *Driver) UpdateVolume(ctx context.Context, req control.UpdateRequest) (o
 // updatable are the options that can be changed later, and those with a prefix.
 func updatable(name string) bool {
 	switch name {
-	case "snapshot.schedule", "snapshot.keep", "protect", "on-remove", "trash.keep":
+	case "snapshot.schedule", "snapshot.keep", "backup.schedule", "backup.target", "backup.keep", "protect", "on-remove", "trash.keep":
 		return true
 	}
 	key, ok := strings.CutPrefix(name, "label.")
@@ -280,7 +282,7 @@ func recordUpdate(set map[string]string) (func(*volume.Record) error, error) {
 	given := map[string]string{}
 	for _, name := range slices.Sorted(maps.Keys(set)) {
 		if !updatable(name) {
-			return nil, fault.Invalid("%.60q cannot be changed: can be snapshot.schedule, snapshot.keep, protect, on-remove, trash.keep and label.NAME", name)
+			return nil, fault.Invalid("%.60q cannot be changed: can be snapshot.schedule, snapshot.keep, backup.schedule, backup.target, backup.keep, protect, on-remove, trash.keep and label.NAME", name)
 		}
 		if value := set[name]; value != "" {
 			given[name] = value
@@ -300,6 +302,12 @@ func recordUpdate(set map[string]string) (func(*volume.Record) error, error) {
 				rec.Schedule = spec.Schedule
 			case "snapshot.keep":
 				rec.Keep = spec.Keep.String()
+			case "backup.schedule":
+				rec.BackupSchedule = spec.BackupSchedule
+			case "backup.target":
+				rec.BackupTarget = spec.BackupTarget
+			case "backup.keep":
+				rec.BackupKeep = spec.BackupKeep.String()
 			case "protect":
 				rec.Protect = spec.Protect
 			case "on-remove":
@@ -537,6 +545,9 @@ func (d *Driver) removeSnapshot(ctx context.Context, ref volume.Reference, still
 			return err
 		}
 		defer unlock()
+		if d.backups.uses(snap.UUID, ref.Snapshot) {
+			return fault.Conflict("snapshot %s is being backed up", ref)
+		}
 		if n := d.ledger.mountsOf(ref.String()).IDs.Total(); n > 0 {
 			return fault.Conflict("snapshot %s is in use: %d mounts of containers are counted on it", ref, n)
 		}

@@ -2,62 +2,478 @@ package volplugin
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/shared/keylock"
+	"github.com/berth-plugin/berth/shared/state"
+	"github.com/berth-plugin/berth/volplugin/backup"
+	"github.com/berth-plugin/berth/volplugin/mount"
+	"github.com/berth-plugin/berth/volplugin/rooted"
+	"github.com/berth-plugin/berth/volplugin/volume"
 )
 
-var errLater = fault.Unavailable("not yet")
-
-// AddTarget implements control.BackupAdmin.
-func (d *Driver) AddTarget(ctx context.Context, spec control.TargetSpec, tell func(control.Progress)) (out control.TargetReport, err error) {
-	return out, errLater
+// A BackupConfig says how backups are kept.
+type BackupConfig struct {
+	// Targets is the directory of the targets' files.
+	Targets string
+	// Scratch is a directory of this host in which backups are verified.
+	Scratch string
+	// Version of Berth, for manifests.
+	Version string
+	// Open makes the engine of a target. It does not speak to the repository.
+	Open func(backup.Target) (backup.Engine, error)
 }
 
-// Targets implements control.BackupAdmin.
-func (d *Driver) Targets(ctx context.Context) ([]control.Target, error) { return nil, errLater }
+// backups are what this process does with targets.
+type backups struct {
+	BackupConfig
+	targets *backup.Targets
+	// stage is where a volume's snapshot is seen at the same path in each backup.
+	stage string
+	db    *state.DB
+	// locks has one lock per volume, by UUID: one backup of a volume is made at a time.
+	locks *keylock.Locker
 
-// TestTarget implements control.BackupAdmin.
-func (d *Driver) TestTarget(ctx context.Context, ref control.TargetRef, tell func(control.Progress)) (out control.TargetReport, err error) {
-	return out, errLater
+	mu     sync.Mutex
+	active map[string]bool // snapshots that are being backed up, by snapshotKey
 }
 
-// RemoveTarget implements control.BackupAdmin.
-func (d *Driver) RemoveTarget(ctx context.Context, ref control.TargetRef) (struct{}, error) {
-	return struct{}{}, errLater
+// errNoBackups is the error of all that has to do with backups where none are kept.
+var errNoBackups = fault.Unavailable("this Berth keeps no backups: it was started without a place for what belongs to them")
+
+// openBackups is nil when the Config keeps none.
+func openBackups(cfg Config) (*backups, error) {
+	if cfg.Backups == nil || cfg.Local == "" {
+		return nil, nil
+	}
+	targets, err := backup.OpenTargets(cfg.Backups.Targets)
+	if err != nil {
+		return nil, err
+	}
+	b := &backups{
+		BackupConfig: *cfg.Backups, targets: targets, db: cfg.DB, locks: keylock.New(), active: map[string]bool{},
+		stage: filepath.Join(cfg.Local, "backups"),
+	}
+	return b, os.MkdirAll(b.stage, 0o700)
 }
 
-// CreateBackup implements control.BackupAdmin.
-func (d *Driver) CreateBackup(ctx context.Context, req control.BackupRequest, tell func(control.Progress)) (out control.Backup, err error) {
-	return out, errLater
+// engine opens a target by its name; "" is the only one there is.
+func (b *backups) engine(name string) (backup.Target, backup.Engine, error) {
+	if b == nil {
+		return backup.Target{}, nil, errNoBackups
+	}
+	if name == "" {
+		names, err := b.targets.Names()
+		switch {
+		case err != nil:
+			return backup.Target{}, nil, err
+		case len(names) == 0:
+			return backup.Target{}, nil, fault.NotFound("there is no target for backups yet: docker berth target add makes one")
+		case len(names) > 1:
+			return backup.Target{}, nil, fault.Invalid("there are several targets, so that one has to be named: %s", strings.Join(names, ", "))
+		}
+		name = names[0]
+	}
+	target, err := b.targets.Get(name)
+	if err != nil {
+		return target, nil, err
+	}
+	eng, err := b.Open(target)
+	return target, eng, err
 }
 
-// Backups implements control.BackupAdmin.
-func (d *Driver) Backups(ctx context.Context, req control.BackupsRequest, tell func(control.Progress)) (out control.BackupList, err error) {
-	return out, errLater
+// snapshotKey names a snapshot whatever its volume is called.
+func snapshotKey(uuid, snapshot string) string { return uuid + "@" + snapshot }
+
+// using notes that a snapshot is being backed up, until done is called.
+func (b *backups) using(uuid, snapshot string) (done func()) {
+	key := snapshotKey(uuid, snapshot)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.active[key] = true
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		delete(b.active, key)
+	}
 }
 
-// Backup implements control.BackupAdmin.
-func (d *Driver) Backup(ctx context.Context, ref control.BackupRef, tell func(control.Progress)) (out control.Backup, err error) {
-	return out, errLater
+// uses tells whether a snapshot is being backed up.
+func (b *backups) uses(uuid, snapshot string) bool {
+	if b == nil {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.active[snapshotKey(uuid, snapshot)]
 }
 
-// RemoveBackups implements control.BackupAdmin.
-func (d *Driver) RemoveBackups(ctx context.Context, req control.RemoveBackupsRequest, tell func(control.Progress)) (out control.RemoveBackupsReport, err error) {
-	return out, errLater
+// A backupState is what this host knows of the backups of one volume.
+type backupState struct {
+	// Last is when one was last tried, and Error why it failed, or what is missing in
+	// it; "" when it is good. Failures in a row.
+	Last     time.Time
+	Error    string `json:",omitempty"`
+	Failures int    `json:",omitempty"`
+	// Good is the reference of the last good one, of the data at GoodTime.
+	Good     string    `json:",omitempty"`
+	GoodTime time.Time `json:",omitzero"`
+	// Took is how long it took. Files, Bytes and Added are the Result's.
+	Took                time.Duration `json:",omitempty"`
+	Files, Bytes, Added uint64        `json:",omitempty"`
+	// Targets has the last good backup in each target.
+	Targets map[string]lastBackup `json:",omitempty"`
 }
 
-// PruneBackups implements control.BackupAdmin.
-func (d *Driver) PruneBackups(ctx context.Context, req control.PruneBackupsRequest, tell func(control.Progress)) (out control.PruneBackupsReport, err error) {
-	return out, errLater
+// A lastBackup is one that the next may build on.
+type lastBackup struct {
+	ID string
+	// Reread is when all files were read the last time.
+	Reread time.Time
 }
 
-// VerifyBackups implements control.BackupAdmin.
-func (d *Driver) VerifyBackups(ctx context.Context, req control.VerifyRequest, tell func(control.Progress)) (out control.VerifyReport, err error) {
-	return out, errLater
+var backupsBucket = state.NewBucket[backupState]("volume-backups")
+
+func (b *backups) state(uuid string) (st backupState) {
+	_ = b.db.View(func(tx *state.Tx) error {
+		st, _, _ = backupsBucket.Get(tx, uuid)
+		return nil
+	})
+	return st
 }
 
-// RestoreBackup implements control.BackupAdmin.
-func (d *Driver) RestoreBackup(ctx context.Context, req control.RestoreRequest, tell func(control.Progress)) (out control.Restore, err error) {
-	return out, errLater
+// change stores what fn makes of the state of a volume.
+func (b *backups) change(uuid string, fn func(*backupState)) error {
+	return b.db.Update(func(tx *state.Tx) error {
+		st, _, err := backupsBucket.Get(tx, uuid)
+		if err != nil {
+			return err
+		}
+		st.Targets = maps.Clone(st.Targets)
+		fn(&st)
+		return backupsBucket.Put(tx, uuid, st)
+	})
+}
+
+// A stage is a directory with the two entries of a backup, of which data is a mount.
+type stage struct {
+	dir    string
+	binder *mount.Binder
+}
+
+// openStage mounts a directory as the data of the stage called name. One that an
+// earlier process has left is taken away first.
+func (b *backups) openStage(name string, data *rooted.Dir, flags mount.Flags) (*stage, error) {
+	st := &stage{dir: filepath.Join(b.stage, name)}
+	var err error
+	if st.binder, err = mount.NewBinder(st.dir); err != nil {
+		return nil, err
+	}
+	if err := st.clear(); err != nil {
+		return nil, err
+	}
+	if _, err := st.binder.Bind(data, backup.DataName, flags); err != nil {
+		return nil, errors.Join(err, st.close())
+	}
+	return st, nil
+}
+
+// clear leaves an empty directory.
+func (s *stage) clear() error {
+	if err := s.binder.Unbind(backup.DataName); err != nil {
+		return err
+	}
+	// Not RemoveAll: whatever else is there is nothing of this program's.
+	if err := os.Remove(filepath.Join(s.dir, backup.ManifestName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (s *stage) close() error {
+	if err := s.clear(); err != nil {
+		return err
+	}
+	return os.Remove(s.dir)
+}
+
+// sweep takes away what an earlier process has left mounted.
+func (b *backups) sweep() error {
+	if b == nil {
+		return nil
+	}
+	entries, err := os.ReadDir(b.stage)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, entry := range entries {
+		st := &stage{dir: filepath.Join(b.stage, entry.Name())}
+		if st.binder, err = mount.NewBinder(st.dir); err == nil {
+			err = st.close()
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// A backupJob is a backup that is to be made.
+type backupJob struct {
+	volume string
+	// snapshot that is backed up, "" for one that is made for it.
+	snapshot string
+	// target is "" for the volume's own.
+	target string
+	tags   []string
+	// full reads all files.
+	full bool
+}
+
+// rereadEvery is how often all files of a volume are read, whose snapshots are copies:
+// a file that was changed without a change of size and modification time is not seen
+// otherwise.
+const rereadEvery = 7 * 24 * time.Hour
+
+// tagScheduled marks the backups that a schedule has made, tagDue when they were due.
+const (
+	tagScheduled = "schedule"
+	tagDue       = "due="
+)
+
+// backUp makes a backup and notes what came of it.
+func (d *Driver) backUp(ctx context.Context, job backupJob, report *reporter) (out control.Backup, err error) {
+	b := d.backups
+	if b == nil {
+		return out, errNoBackups
+	}
+	if err := volume.CheckName(job.volume); err != nil {
+		return out, err
+	}
+	s, err := d.storeOf(ctx, job.volume)
+	if err != nil {
+		return out, fmt.Errorf("volume %s: %w", job.volume, err)
+	}
+	rec := d.ledger.view(s.key, job.volume).Record
+	if job.target == "" {
+		job.target = rec.BackupTarget
+	}
+	target, eng, err := b.engine(job.target)
+	if err != nil {
+		return out, fmt.Errorf("volume %s: %w", job.volume, err)
+	}
+	unlock, err := d.lockBackup(ctx, job.volume, rec.UUID)
+	if err != nil {
+		return out, err
+	}
+	defer unlock()
+	begin := d.cfg.Now()
+	// What is stored now is what is known of it if this process is killed.
+	if err := b.change(rec.UUID, func(st *backupState) {
+		st.Last, st.Error = begin, "it was interrupted"
+		st.Failures++
+	}); err != nil {
+		return out, err
+	}
+	done, err := d.backUpTo(ctx, s, rec, job, target, eng, report)
+	if err != nil {
+		return out, errors.Join(fmt.Errorf("back up volume %s to %s: %w", job.volume, target.Name, err), b.failed(rec.UUID, err))
+	}
+	done.Took = d.cfg.Now().Sub(begin)
+	return done.Backup, b.ended(rec.UUID, done)
+}
+
+func (b *backups) failed(uuid string, err error) error {
+	return b.change(uuid, func(st *backupState) { st.Error = err.Error() })
+}
+
+// A madeBackup is one that is in the repository.
+type madeBackup struct {
+	control.Backup
+	// reread: all files were read for it.
+	reread bool
+}
+
+// ended notes what was made.
+func (b *backups) ended(uuid string, done madeBackup) error {
+	return b.change(uuid, func(st *backupState) {
+		if done.Incomplete {
+			st.Error = fmt.Sprintf("backup %s is incomplete: %s", done.Reference, strings.Join(done.Missing, "; "))
+			return
+		}
+		st.Error, st.Failures = "", 0
+		st.Good, st.GoodTime, st.Took = done.Reference, done.Time, done.Took
+		st.Files, st.Bytes, st.Added = done.Files, done.Bytes, done.Added
+		last := lastBackup{ID: done.ID, Reread: st.Targets[done.Target].Reread}
+		if done.reread || last.Reread.IsZero() {
+			last.Reread = st.Last
+		}
+		if st.Targets == nil {
+			st.Targets = map[string]lastBackup{}
+		}
+		st.Targets[done.Target] = last
+	})
+}
+
+func (d *Driver) lockBackup(ctx context.Context, name, id string) (unlock func(), err error) {
+	wait, cancel := context.WithTimeout(ctx, d.cfg.request)
+	defer cancel()
+	if unlock, err = d.backups.locks.Lock(wait, id); err != nil {
+		return nil, fault.Conflict("volume %s is being backed up already", name)
+	}
+	return unlock, nil
+}
+
+// backUpTo makes the snapshot, unless there is one, and backs it up.
+func (d *Driver) backUpTo(ctx context.Context, s *store, rec volume.Record, job backupJob, target backup.Target, eng backup.Engine, report *reporter) (out madeBackup, err error) {
+	own := job.snapshot == ""
+	if own {
+		job.snapshot = "backup-" + d.cfg.Now().UTC().Format(dueName) + "-" + uuid.NewString()[:8]
+	}
+	defer d.backups.using(rec.UUID, job.snapshot)()
+	if own {
+		o := volume.SnapshotOptions{Name: job.snapshot, Trigger: volume.ForBackup}
+		tell := func(p control.Progress) {
+			p.Step = "taking a snapshot"
+			report.send(p)
+		}
+		if _, err := d.createSnapshot(ctx, job.volume, o, tell); err != nil {
+			return out, err
+		}
+		defer func() {
+			if errDrop := d.dropBackupSnapshot(context.WithoutCancel(ctx), rec.UUID, job.snapshot); errDrop != nil {
+				d.cfg.Log.WithField("volume", job.volume).WithError(errDrop).Warn("remove the snapshot that was backed up: tried again in the background")
+			}
+		}()
+	}
+	err = s.inRoot(ctx, func() {}, func(ctx context.Context, root *volume.Root) error {
+		done, err := d.backUpSnapshot(ctx, s, root, job, !own, target, eng, report)
+		if err == nil {
+			out = done
+		}
+		return err
+	})
+	return out, err
+}
+
+// dropBackupSnapshot removes a snapshot of a volume that may have another name now, or
+// may be in the trash; then it goes with that.
+func (d *Driver) dropBackupSnapshot(ctx context.Context, uuid, snapshot string) error {
+	ctx, cancel := context.WithTimeout(ctx, expireTime)
+	defer cancel()
+	name, _, ok := d.named(uuid)
+	if !ok {
+		return nil
+	}
+	return d.operate(ctx, name, beside, func(ctx context.Context, _ *store, root *volume.Root) error {
+		err := root.RemoveSnapshot(ctx, name, snapshot)
+		if errors.Is(err, volume.ErrNoSnapshot) {
+			return nil
+		}
+		return err
+	})
+}
+
+// backUpSnapshot hands a snapshot to the engine.
+func (d *Driver) backUpSnapshot(ctx context.Context, s *store, root *volume.Root, job backupJob, kept bool, target backup.Target, eng backup.Engine, report *reporter) (out madeBackup, err error) {
+	rec, err := root.Record(job.volume)
+	if err != nil {
+		return out, err
+	}
+	snap, err := root.Snapshot(ctx, job.volume, job.snapshot)
+	if err != nil {
+		return out, err
+	}
+	able, err := root.Abilities(ctx, rec)
+	if err != nil {
+		return out, err
+	}
+	data, done, err := root.OpenSnapshot(ctx, job.volume, job.snapshot)
+	if err != nil {
+		return out, err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	st, err := d.backups.openStage(rec.UUID, data, mount.Flags{ReadOnly: true})
+	if err != nil {
+		return out, err
+	}
+	defer func() { err = errors.Join(err, st.close()) }()
+	host := s.hostName()
+	text, err := backup.Manifest{
+		Berth: d.backups.Version, Volume: rec.Name, UUID: rec.UUID, Options: rec.Options, Labels: rec.Labels,
+		Engine: rec.Engine, FileSystem: able.FileSystem, Size: rec.Size, Snapshot: snap.Name, SnapshotKept: kept,
+		Time: snap.CreatedAt.UTC(), Consistency: snap.Consistency, Unstable: snap.Unstable, Host: host,
+	}.Encode()
+	if err != nil {
+		return out, err
+	}
+	if err := os.WriteFile(filepath.Join(st.dir, backup.ManifestName), text, 0o600); err != nil {
+		return out, err
+	}
+	source := backup.Source{
+		Dir: st.dir, Volume: rec.Name, UUID: rec.UUID, Host: host, Time: snap.CreatedAt,
+		Copied: !able.Instant, Reread: job.full, Tags: job.tags,
+	}
+	last, known := d.backups.state(rec.UUID).Targets[target.Name]
+	if known {
+		source.Parent = last.ID
+		source.Reread = source.Reread || source.Copied && d.cfg.Now().Sub(last.Reread) > rereadEvery
+	} else if source.Parent, err = lastIn(ctx, eng, rec.UUID); err != nil {
+		return out, err
+	}
+	result, err := eng.Backup(ctx, source, report.backup)
+	if err != nil {
+		return out, err
+	}
+	out.reread = source.Reread
+	out.Backup = control.Backup{
+		Target: target.Name, ID: result.ID, Volume: rec.Name, UUID: rec.UUID, Host: host, Time: snap.CreatedAt.UTC(),
+		Tags: job.tags, Files: result.Files, Bytes: result.Bytes, Added: result.Added,
+		Consistency: control.Consistency(snap.Consistency), Incomplete: !result.Complete(), Missing: result.Missing,
+	}
+	out.Reference = referenceTo(target.Name, rec.Name, result.ID)
+	return out, nil
+}
+
+// lastIn finds the newest complete backup of a volume, "" for none.
+func lastIn(ctx context.Context, eng backup.Engine, uuid string) (string, error) {
+	list, err := eng.List(ctx, backup.Filter{UUID: uuid})
+	if err != nil {
+		return "", err
+	}
+	for _, b := range slices.Backward(list) {
+		if !b.Incomplete {
+			return b.ID, nil
+		}
+	}
+	return "", nil
+}
+
+// hostName is what other hosts call this one.
+func (s *store) hostName() string {
+	name, _, _ := strings.Cut(s.ledger.hostID, "/")
+	return name
+}
+
+// referenceTo names a backup by as much of its ID as people write.
+func referenceTo(target, volume, id string) string {
+	const short = 8
+	return backup.Reference{Target: target, Volume: volume, Pick: id[:min(len(id), short)]}.String()
+}
+
+// backup is progress of an engine.
+func (r *reporter) backup(p backup.Progress) {
+	r.send(control.Progress{Step: p.Step, Files: p.Files, TotalFiles: p.TotalFiles, Bytes: p.Bytes, TotalBytes: p.TotalBytes})
 }

@@ -49,6 +49,8 @@ type Config struct {
 	// Local is a directory of this host in which engines mount images and devices.
 	// It is not below MountBase.
 	Local string
+	// Backups says how backups are kept; nil keeps none. They need Local too.
+	Backups *BackupConfig
 	// CheckMounts, when set, is asked by each Mount and refuses it with its error.
 	CheckMounts func() error
 	// DB keeps this host's cache and counts. The caller closes it after Run.

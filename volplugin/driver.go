@@ -47,6 +47,10 @@ type Driver struct {
 	engines engines
 	// schedules makes the snapshots that are due.
 	schedules *schedule.Runner
+	// backups is nil when none are kept; backupRuns makes those that are due, and looks
+	// after targets.
+	backups    *backups
+	backupRuns *schedule.Runner
 	// tasks is the context of what is done in the background for requests, running
 	// counts it.
 	tasks    context.Context
@@ -90,6 +94,10 @@ func New(cfg Config) (*Driver, error) {
 		return nil, err
 	}
 	d.schedules = d.newRunner()
+	if d.backups, err = openBackups(cfg); err != nil {
+		return nil, err
+	}
+	d.backupRuns = d.newBackupRunner()
 	d.tasks, d.endTasks = context.WithCancel(context.Background())
 	if cfg.ShareBase != "" {
 		if d.mounter, err = netfs.NewMounter(cfg.ShareBase, cfg.mount); err != nil {
@@ -170,6 +178,10 @@ func (d *Driver) newStore(key, name, path string) *store {
 	s.ops = d.ops
 	s.task = func(fn func(context.Context)) { d.running.Go(func() { fn(d.tasks) }) }
 	s.refill = func(name, uuid string) { d.startFill(s, name, uuid) }
+	if d.backups != nil {
+		s.location.BackedUp = func(snap volume.Snapshot) bool { return d.backups.uses(snap.UUID, snap.Name) }
+		s.location.Restore = d.restoreInto
+	}
 	return s
 }
 
@@ -418,6 +430,7 @@ func (d *Driver) Create(ctx context.Context, req *api.CreateRequest) error {
 			in, uuid, one = s, rec.UUID, d.startFill(s, req.Name, rec.UUID)
 		}
 		d.schedules.Wake()
+		d.backupRuns.Wake()
 		return err
 	})
 	if err != nil || one == nil {

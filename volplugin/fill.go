@@ -123,6 +123,8 @@ func sourceOf(rec volume.Record) string {
 		return "nothing"
 	case s.Trash:
 		return "the trash"
+	case s.Backup != "":
+		return "backup " + s.Backup
 	case s.Seed != "":
 		return s.Seed
 	case s.Adopt != "":

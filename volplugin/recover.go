@@ -23,7 +23,7 @@ func (d *Driver) Recover(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, recoverTime)
 	defer cancel()
-	if err := errors.Join(d.unmountOrphans(ctx), d.tidy()); err != nil {
+	if err := errors.Join(d.unmountOrphans(ctx), d.tidy(), d.backups.sweep()); err != nil {
 		d.cfg.Log.WithError(err).Warn("recover mounts: tried again in the background")
 	}
 	d.each(func(s *store) {
@@ -134,6 +134,11 @@ func (d *Driver) Run(ctx context.Context) error {
 	stores.Go(func() {
 		if err := d.schedules.Run(ctx); err != nil {
 			d.cfg.Log.WithError(err).Error("no scheduled snapshots are made")
+		}
+	})
+	stores.Go(func() {
+		if err := d.backupRuns.Run(ctx); err != nil {
+			d.cfg.Log.WithError(err).Error("no scheduled backups are made")
 		}
 	})
 	tend := time.NewTicker(tendEvery)

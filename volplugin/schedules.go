@@ -14,15 +14,19 @@ import (
 	"github.com/berth-plugin/berth/volplugin/volume"
 )
 
-// schedulesBucket has, by a volume's UUID, when its snapshots were made and are due.
-var schedulesBucket = state.NewBucket[schedule.State]("volume-schedules")
+// schedulesBucket has, by a volume's UUID, when its snapshots were made and are due;
+// backupRunsBucket is the same for backups, and has what targets are due for.
+var (
+	schedulesBucket  = state.NewBucket[schedule.State]("volume-schedules")
+	backupRunsBucket = state.NewBucket[schedule.State]("backup-schedules")
+)
 
 // newRunner makes the snapshots of volumes with a schedule. Several hosts on one root
 // all do: the name of a snapshot is the time that it is due at, so that the first
 // host makes it and the others find it.
 func (d *Driver) newRunner() *schedule.Runner {
 	return &schedule.Runner{
-		Jobs: d.jobs, Do: d.snapshotDue, Store: scheduleStore{d.cfg.DB}, Now: d.cfg.Now, Log: d.cfg.Log,
+		Jobs: d.jobs, Do: d.snapshotDue, Store: scheduleStore{d.cfg.DB, schedulesBucket}, Now: d.cfg.Now, Log: d.cfg.Log,
 	}
 }
 
@@ -131,13 +135,16 @@ func (s *store) scheduled(rec volume.Record) map[string]any {
 }
 
 // scheduleStore is schedule.Store in this host's state file.
-type scheduleStore struct{ db *state.DB }
+type scheduleStore struct {
+	db     *state.DB
+	bucket state.Bucket[schedule.State]
+}
 
 // Load implements schedule.Store.
 func (s scheduleStore) Load() (map[string]schedule.State, error) {
 	all := map[string]schedule.State{}
 	err := s.db.Update(func(tx *state.Tx) error {
-		return schedulesBucket.Each(tx, func(uuid string, st schedule.State) error {
+		return s.bucket.Each(tx, func(uuid string, st schedule.State) error {
 			all[uuid] = st
 			return nil
 		})
@@ -147,10 +154,10 @@ func (s scheduleStore) Load() (map[string]schedule.State, error) {
 
 // Put implements schedule.Store.
 func (s scheduleStore) Put(uuid string, st schedule.State) error {
-	return s.db.Update(func(tx *state.Tx) error { return schedulesBucket.Put(tx, uuid, st) })
+	return s.db.Update(func(tx *state.Tx) error { return s.bucket.Put(tx, uuid, st) })
 }
 
 // Delete implements schedule.Store.
 func (s scheduleStore) Delete(uuid string) error {
-	return s.db.Update(func(tx *state.Tx) error { return schedulesBucket.Delete(tx, uuid) })
+	return s.db.Update(func(tx *state.Tx) error { return s.bucket.Delete(tx, uuid) })
 }

@@ -27,6 +27,9 @@ func (d *Driver) describe(s *store, name string, v seenVolume, away error) *api.
 		// Any other form than RFC 3339 would make dockerd drop the volume.
 		out.CreatedAt = v.Record.CreatedAt.UTC().Format(time.RFC3339)
 		s.describeRecord(status, v.Record)
+		if shown := d.backedUp(v.Record); shown != nil {
+			status["backup"] = shown
+		}
 	}
 	if v.snapshots != nil {
 		status["snapshots"] = *v.snapshots

@@ -66,3 +66,13 @@ func DecodeManifest(text []byte) (Manifest, error) {
 	}
 	return m, nil
 }
+
+// Fields are the manifest as an object of JSON.
+func (m Manifest) Fields() (map[string]any, error) {
+	text, err := m.Encode()
+	if err != nil {
+		return nil, err
+	}
+	fields := map[string]any{}
+	return fields, json.Unmarshal(text, &fields)
+}

@@ -115,3 +115,9 @@ func (r Reference) Select(list []Backup) (Backup, error) {
 	}
 	return Backup{}, fault.Invalid("backup %s: %d backups have IDs that begin so", r, len(found))
 }
+
+// ByID tells whether an ID is given.
+func (r Reference) ByID() bool {
+	id, _, err := r.picks()
+	return err == nil && id != ""
+}

@@ -77,6 +77,12 @@ func (s *Spec) text(name, value string) (text string, ok bool) {
 		return strconv.FormatUint(uint64(*s.Mode), 8), true
 	case "size":
 		return strconv.FormatUint(s.Size, 10), true
+	case "backup.keep":
+		return s.BackupKeep.String(), true
+	case "backup.schedule":
+		return s.BackupSchedule, true
+	case "from-backup":
+		return s.FromBackup, true
 	case "snapshot.keep":
 		return s.Keep.String(), true
 	case "snapshot.schedule":

@@ -72,6 +72,15 @@ type Spec struct {
 	Schedule string
 	// Keep is how many of the scheduled snapshots stay, the zero Policy for all.
 	Keep keep.Policy
+	// BackupSchedule and BackupKeep are the same for backups, and BackupTarget is the
+	// name of their target, "" for the only one there is.
+	BackupSchedule string
+	BackupKeep     keep.Policy
+	BackupTarget   string
+	// FromBackup is the backup that the volume is made from, in the form that
+	// backup.ParseReference reads; "" is none. It is never set together with From or
+	// Seed.
+	FromBackup string
 	// Exclusive lets one host at a time have the volume. Whether false was asked for,
 	// which some engines cannot do, is in Given.
 	Exclusive bool
@@ -146,6 +155,15 @@ const labelPrefix = "label."
 // table lists the options in the order messages show them.
 func table() []option {
 	return []option{
+		{"backup.keep", func(s *Spec, name, value string) (err error) { s.BackupKeep, err = parseKeep(name, value); return err }},
+		{"backup.schedule", func(s *Spec, name, value string) (err error) {
+			s.BackupSchedule, err = parseSchedule(name, value)
+			return err
+		}},
+		{"backup.target", func(s *Spec, name, value string) (err error) {
+			s.BackupTarget, err = parseTarget(name, value)
+			return err
+		}},
 		{"device", nil}, // with type, by finish
 		{"engine", func(s *Spec, name, value string) (err error) {
 			s.Engine, err = oneOf(name, value, "auto", "dir", "reflink", "btrfs", "image", "thin")
@@ -156,6 +174,10 @@ func table() []option {
 		}},
 		{"exclusive", func(s *Spec, name, value string) (err error) { s.Exclusive, err = parseBool(name, value); return err }},
 		{"from", func(s *Spec, name, value string) (err error) { s.From, err = parseSource(name, value); return err }},
+		{"from-backup", func(s *Spec, name, value string) (err error) {
+			s.FromBackup, err = parseBackup(name, value)
+			return err
+		}},
 		{"fs", func(s *Spec, name, value string) (err error) {
 			s.FS, err = oneOf(name, value, "btrfs", "xfs", "ext4")
 			return err
@@ -231,6 +253,8 @@ func (s *Spec) finish(given map[string]string) error {
 		{s.Sparse && imageless, "sparse", "engine", "it is for the engines image and thin"},
 		{s.NoCOW && s.FS != "" && s.FS != "btrfs", "nocow", "fs", "it is for btrfs"},
 		{s.From != nil && s.Seed != "", "from", "seed", "a volume is made from one of them"},
+		{s.FromBackup != "" && s.From != nil, "from-backup", "from", "a volume is made from one of them"},
+		{s.FromBackup != "" && s.Seed != "", "from-backup", "seed", "a volume is made from one of them"},
 		{s.TrashKeep != nil && s.OnRemove != nil && *s.OnRemove != Trash, "trash.keep", "on-remove", "the data does not get into the trash"},
 	} {
 		if clash.is {

@@ -20,10 +20,10 @@ func known() []string {
 func refused() map[string]string {
 	const cloud = "it is for convoy's volumes in a cloud, which are not supported"
 	return map[string]string{
-		"backup":      "volumes made from a backup are not supported yet",
-		"backup-url":  "volumes made from a backup are not supported yet",
+		"backup":      "use from-backup=TARGET/VOLUME, or backup.schedule",
+		"backup-url":  "use from-backup=TARGET/VOLUME",
 		"driver":      "the driver is chosen by `docker volume create -d`; for convoy's drivers of storage use engine",
-		"endpoint":    "volumes made from a backup are not supported yet",
+		"endpoint":    "places of backups are set up by docker berth target add",
 		"filesystem":  "use fs",
 		"fstype":      "use fs",
 		"id":          cloud,
@@ -35,7 +35,7 @@ func refused() map[string]string {
 		"read-only":   "use ro",
 		"readonly":    "use ro",
 		"retention":   "use snapshot.keep",
-		"s3-endpoint": "volumes made from a backup are not supported yet",
+		"s3-endpoint": "places of backups are set up by docker berth target add",
 		"schedule":    "use snapshot.schedule",
 		"share":       "use type and device, as type=nfs and device=HOST:/PATH",
 		"snapshot":    "use from=VOLUME@SNAPSHOT, or snapshot.schedule",

@@ -14,6 +14,7 @@ import (
 	"github.com/docker/go-units"
 
 	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/volplugin/backup"
 	"github.com/berth-plugin/berth/volplugin/keep"
 	"github.com/berth-plugin/berth/volplugin/netfs"
 	"github.com/berth-plugin/berth/volplugin/schedule"
@@ -168,6 +169,21 @@ func parseSeed(name, value string) (string, error) {
 		return "", wrong(name, value, "names that begin with a dot are Berth's own in the volume root")
 	}
 	return value, nil
+}
+
+func parseTarget(name, value string) (string, error) {
+	if backup.CheckTarget(value) != nil {
+		return "", wrong(name, value, "want the name of a target, as docker berth target ls shows them")
+	}
+	return value, nil
+}
+
+func parseBackup(name, value string) (string, error) {
+	ref, err := backup.ParseReference(value)
+	if err != nil {
+		return "", wrong(name, value, "want TARGET/VOLUME, TARGET/VOLUME@latest, @TIME or @ID")
+	}
+	return ref.String(), nil
 }
 
 func parseKeep(name, value string) (keep.Policy, error) {

@@ -361,11 +361,27 @@ func (r *Root) fillByCopy(ctx context.Context, eng engine.Engine, p engine.Place
 			return r.fillByClone(ctx, eng, p, from, rec, first, progress)
 		}
 	}
+	if rec.Source.Backup != "" {
+		return r.fillInto(ctx, eng, p, rec, first, func(dst *rooted.Dir) error {
+			if r.Restore == nil {
+				return fault.Unavailable("this Berth keeps no backups")
+			}
+			return r.Restore(ctx, rec, dst, progress)
+		})
+	}
 	src, done, err := r.openSource(ctx, rec)
 	if err != nil {
 		return err
 	}
-	return errors.Join(r.copyInto(ctx, eng, p, src, rec, first, progress), done())
+	err = r.fillInto(ctx, eng, p, rec, first, func(dst *rooted.Dir) error {
+		o := tree.Options{}
+		if progress != nil {
+			o.Progress = func(files, bytes uint64) { progress(engine.Progress{Files: files, Bytes: bytes}) }
+		}
+		_, err := tree.Copy(ctx, src, dst, o)
+		return err
+	})
+	return errors.Join(err, done())
 }
 
 func (r *Root) fillByClone(ctx context.Context, eng engine.Engine, p engine.Place, from, rec Record, first bool, progress func(engine.Progress)) error {
@@ -390,9 +406,9 @@ func (r *Root) fillByClone(ctx context.Context, eng engine.Engine, p engine.Plac
 	return errors.Join(err, release())
 }
 
-// copyInto makes the data of rec from the tree src. An earlier attempt's data is
-// deleted first.
-func (r *Root) copyInto(ctx context.Context, eng engine.Engine, p engine.Place, src *rooted.Dir, rec Record, first bool, progress func(engine.Progress)) (err error) {
+// fillInto makes the data of rec by what write puts into it. An earlier attempt's data
+// is deleted first.
+func (r *Root) fillInto(ctx context.Context, eng engine.Engine, p engine.Place, rec Record, first bool, write func(dst *rooted.Dir) error) (err error) {
 	if !first {
 		if err := r.discard(ctx, rec); err != nil {
 			return err
@@ -425,12 +441,7 @@ func (r *Root) copyInto(ctx context.Context, eng engine.Engine, p engine.Place, 
 	if err := r.step(ctx, "fill.copy", rec.Name); err != nil {
 		return err
 	}
-	o := tree.Options{}
-	if progress != nil {
-		o.Progress = func(files, bytes uint64) { progress(engine.Progress{Files: files, Bytes: bytes}) }
-	}
-	_, err = tree.Copy(ctx, src, dst, o)
-	return err
+	return write(dst)
 }
 
 // fillByMove makes a directory the volume's data by renaming it.

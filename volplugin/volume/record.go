@@ -101,6 +101,11 @@ type Record struct {
 	// as keep.Parse does.
 	Schedule string `json:"schedule,omitempty"`
 	Keep     string `json:"keep,omitempty"`
+	// BackupSchedule and BackupKeep are the same for backups. BackupTarget is the name
+	// of their target on the hosts that have it; "" is the only one there is.
+	BackupSchedule string `json:"backup-schedule,omitempty"`
+	BackupTarget   string `json:"backup-target,omitempty"`
+	BackupKeep     string `json:"backup-keep,omitempty"`
 	// Exclusive: only one host at a time may have the volume attached.
 	Exclusive bool              `json:"exclusive,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"`
@@ -123,7 +128,7 @@ type Record struct {
 }
 
 // A Source is where a volume's data came from: another volume or its snapshot, a
-// directory, or the trash.
+// directory, a backup, or the trash.
 type Source struct {
 	Volume   string `json:"volume,omitempty"`
 	UUID     string `json:"uuid,omitempty"`
@@ -134,6 +139,8 @@ type Source struct {
 	// or copied if Copy is set.
 	Adopt string `json:"adopt,omitempty"`
 	Copy  bool   `json:"copy,omitempty"`
+	// Backup is the reference of a backup, as backup.ParseReference reads it.
+	Backup string `json:"backup,omitempty"`
 	// Trash: it was taken out of the trash.
 	Trash bool `json:"trash,omitempty"`
 	// Filling is set from the moment that data under the volume's name is what Berth
@@ -235,10 +242,15 @@ func newRecord(name, host string, spec options.Spec, adopted bool, now time.Time
 		NoExec:       spec.NoExec,
 		Protect:      spec.Protect,
 		Schedule:     spec.Schedule,
-		Keep:         spec.Keep.String(),
-		Exclusive:    spec.Exclusive,
-		Labels:       spec.Labels,
-		Options:      spec.Given,
+
+		BackupSchedule: spec.BackupSchedule,
+		BackupTarget:   spec.BackupTarget,
+		BackupKeep:     spec.BackupKeep.String(),
+
+		Keep:      spec.Keep.String(),
+		Exclusive: spec.Exclusive,
+		Labels:    spec.Labels,
+		Options:   spec.Given,
 	}
 	if spec.TrashKeep != nil {
 		keep := Span(*spec.TrashKeep)

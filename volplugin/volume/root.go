@@ -58,6 +58,13 @@ type Location struct {
 	// tells how to let it go again. nil attaches and detaches by the engine alone,
 	// which is right where nobody else on this host has the volume attached.
 	Hold func(ctx context.Context, rec Record) (release func() error, err error)
+	// BackedUp tells whether a snapshot of this host that was made ForBackup is being
+	// backed up now; nil says that none is.
+	BackedUp func(Snapshot) bool
+	// Restore writes the backup that rec is made from into dst, an empty directory that
+	// nobody else knows, with its owner and mode. The error is unavailable when it may
+	// succeed later, and ErrGone when it never will. nil restores none.
+	Restore func(ctx context.Context, rec Record, dst *rooted.Dir, progress func(engine.Progress)) error
 }
 
 // A Root is an open root whose marker was found to be the expected one. It must

@@ -25,6 +25,8 @@ const (
 	BeforeRollback Trigger = "rollback"
 	// ForClone is gone when the clone that is made from it is complete.
 	ForClone Trigger = "clone"
+	// ForBackup is gone when the backup that is made from it has ended.
+	ForBackup Trigger = "backup"
 )
 
 // A Snapshot is the record of one, beside its data and the same for all hosts. Its
@@ -114,7 +116,7 @@ func (s Snapshot) check(uuid, name string) error {
 		return fmt.Errorf("phase %.40q", s.Phase)
 	}
 	switch s.Trigger {
-	case Manual, Scheduled, BeforeRollback, ForClone:
+	case Manual, Scheduled, BeforeRollback, ForClone, ForBackup:
 	default:
 		return fmt.Errorf("trigger %.40q", s.Trigger)
 	}

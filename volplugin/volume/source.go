@@ -29,6 +29,11 @@ func gone(format string, args ...any) error {
 // is one.
 func (r *Root) sourceOf(spec options.Spec) (*Source, *Record, error) {
 	switch {
+	case spec.FromBackup != "":
+		if r.Restore == nil {
+			return nil, nil, fault.Unavailable("option from-backup=%s: this Berth keeps no backups", spec.FromBackup)
+		}
+		return &Source{Backup: spec.FromBackup}, nil, nil
 	case spec.From != nil:
 		return r.volumeSource("from", spec.From.String())
 	case spec.Seed == "":

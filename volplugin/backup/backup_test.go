@@ -1,0 +1,215 @@
+package backup_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"gotest.tools/v3/assert"
+
+	"github.com/berth-plugin/berth/volplugin/backup"
+)
+
+func at(text string) time.Time {
+	t, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		panic(err)
+	}
+	return t
+}
+
+func TestReferencesAreReadAsTheyAreWritten(t *testing.T) {
+	for text, want := range map[string]backup.Reference{
+		"nas/web":                               {Target: "nas", Volume: "web", Pick: "latest"},
+		"nas/web@latest":                        {Target: "nas", Volume: "web", Pick: "latest"},
+		"nas/web@2026-01-31":                    {Target: "nas", Volume: "web", Pick: "2026-01-31"},
+		"nas/web@2026-01-31T12:00:00Z":          {Target: "nas", Volume: "web", Pick: "2026-01-31T12:00:00Z"},
+		"nas/web@2026-01-31T12:00:00+02:00":     {Target: "nas", Volume: "web", Pick: "2026-01-31T12:00:00+02:00"},
+		"n.a-s_1/w.e-b_1@0123abcd":              {Target: "n.a-s_1", Volume: "w.e-b_1", Pick: "0123abcd"},
+		"nas/web@" + strings.Repeat("0f", 32):   {Target: "nas", Volume: "web", Pick: strings.Repeat("0f", 32)},
+		"nas/" + strings.Repeat("w", 200):       {Target: "nas", Volume: strings.Repeat("w", 200), Pick: "latest"},
+		strings.Repeat("n", 63) + "/web@latest": {Target: strings.Repeat("n", 63), Volume: "web", Pick: "latest"},
+	} {
+		ref, err := backup.ParseReference(text)
+		assert.NilError(t, err, text)
+		assert.Equal(t, ref, want)
+		again, err := backup.ParseReference(ref.String())
+		assert.NilError(t, err, text)
+		assert.Equal(t, again, want)
+	}
+	for _, text := range []string{
+		"", "/", "nas", "nas/", "/web", "nas/web@", "nas/web@yesterday", "nas/web@0123abc", "nas/web@0123ABCD", "nas/web/x",
+		"nas/web@" + strings.Repeat("0", 65), "-nas/web", "nas/.web", "nas/we b", "nas/web@2026-02-30", "nas/web@latest@latest",
+		strings.Repeat("n", 64) + "/web", "nas/" + strings.Repeat("w", 201), "nas/web\n",
+	} {
+		_, err := backup.ParseReference(text)
+		assert.Assert(t, errdefs.IsInvalidArgument(err), "%q: %v", text, err)
+		assert.ErrorContains(t, err, "TARGET/VOLUME")
+	}
+}
+
+func FuzzReferences(f *testing.F) {
+	for _, text := range []string{"nas/web", "nas/web@latest", "nas/web@2026-01-31", "a/b@0123abcd", "@/@"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		ref, err := backup.ParseReference(text)
+		if err != nil {
+			return
+		}
+		again, err := backup.ParseReference(ref.String())
+		assert.NilError(t, err)
+		assert.Equal(t, again, ref)
+	})
+}
+
+func TestReferencesPickOneBackup(t *testing.T) {
+	list := []backup.Backup{
+		{ID: "aaaaaaaa11", Volume: "web", Time: at("2026-01-30T10:00:00Z")},
+		{ID: "bbbbbbbb22", Volume: "web", Time: at("2026-01-31T10:00:00Z")},
+		{ID: "cccccccc33", Volume: "web", Time: at("2026-02-01T10:00:00Z"), Incomplete: true},
+		{ID: "dddddddd44", Volume: "db", Time: at("2026-03-01T10:00:00Z")},
+		{ID: "aaaaaaaa55", Volume: "web", Time: at("2026-01-01T10:00:00Z")},
+	}
+	for pick, want := range map[string]string{
+		"latest": "bbbbbbbb22", "2026-01-31": "bbbbbbbb22", "2026-01-30": "aaaaaaaa11", "2026-01-31T09:59:59Z": "aaaaaaaa11",
+		"2026-01-31T10:00:00Z": "bbbbbbbb22", "2026-12-31": "bbbbbbbb22", "cccccccc": "cccccccc33", "aaaaaaaa5": "aaaaaaaa55",
+	} {
+		got, err := backup.Reference{Target: "nas", Volume: "web", Pick: pick}.Select(list)
+		assert.NilError(t, err, pick)
+		assert.Equal(t, got.ID, want, pick)
+	}
+	for pick, kind := range map[string]func(error) bool{
+		"aaaaaaaa": errdefs.IsInvalidArgument, "dddddddd": errdefs.IsNotFound, "2025-12-31": errdefs.IsNotFound,
+	} {
+		_, err := backup.Reference{Target: "nas", Volume: "web", Pick: pick}.Select(list)
+		assert.Assert(t, kind(err), "%s: %v", pick, err)
+	}
+}
+
+// good is a target that nothing is wrong with.
+func good() backup.Target {
+	return backup.Target{
+		Name: "nas", Repository: "s3:https://key:hunter2@s3.example/bucket", Password: "correct horse",
+		Environment: map[string]string{"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "s3cret/key"},
+	}
+}
+
+func TestTargetsThatCannotBe(t *testing.T) {
+	assert.NilError(t, good().Check())
+	for want, change := range map[string]func(*backup.Target){
+		"want at most 63 letters":           func(t *backup.Target) { t.Name = "../x" },
+		"a password is needed":              func(t *backup.Target) { t.Password = "" },
+		"more than one line":                func(t *backup.Target) { t.Password = "a\nb" },
+		`engine "borg"`:                     func(t *backup.Target) { t.Engine = "borg" },
+		"does not encrypt":                  func(t *backup.Target) { t.Engine = "archive" },
+		"want an absolute path without":     func(t *backup.Target) { t.Repository = "/backup/../etc" },
+		"takes an absolute path, or one of": func(t *backup.Target) { t.Repository = "ftp:host" },
+		"want a path or KIND:PLACE":         func(t *backup.Target) { t.Repository = "-o=x" },
+		"variable RESTIC_PASSWORD cannot":   func(t *backup.Target) { t.Environment["RESTIC_PASSWORD"] = "x" },
+		"variable LD_PRELOAD cannot":        func(t *backup.Target) { t.Environment["LD_PRELOAD"] = "/x" },
+		"want capital letters":              func(t *backup.Target) { t.Environment["a=b"] = "/x" },
+		"give the file itself":              func(t *backup.Target) { t.Environment["RCLONE_CONFIG"] = "/x" },
+		"has a byte 0":                      func(t *backup.Target) { t.Environment["B2_ACCOUNT_ID"] = "\x00" },
+		`file "passwd"`:                     func(t *backup.Target) { t.Files = map[string]string{"passwd": "x"} },
+		"upload limit -1":                   func(t *backup.Target) { t.UploadLimit = -1 },
+		`prune schedule "sometimes"`:        func(t *backup.Target) { t.PruneSchedule = "sometimes" },
+		"check share 1.5":                   func(t *backup.Target) { t.CheckShare = 1.5 },
+	} {
+		target := good()
+		change(&target)
+		err := target.Check()
+		assert.Assert(t, errdefs.IsInvalidArgument(err), "%s: %v", want, err)
+		assert.ErrorContains(t, err, want)
+		for _, secret := range good().Secrets() {
+			assert.Assert(t, !strings.Contains(err.Error(), secret), "%s holds %s", err, secret)
+		}
+	}
+}
+
+func TestPasswordsInURLsAreNotShown(t *testing.T) {
+	for repository, want := range map[string]string{
+		"/backup/restic":                         "/backup/restic",
+		"rest:https://joe:hunter2@host:8000/r":   "rest:https://joe:xxxxx@host:8000/r",
+		"rest:https://host/":                     "rest:https://host/",
+		"sftp:joe@host:/r":                       "sftp:joe@host:/r",
+		"rest:https://joe:hun%zzter2@host:8000/": "rest:…",
+	} {
+		assert.Equal(t, backup.Redact(repository), want)
+	}
+}
+
+func TestTargetsAreKeptInFilesForTheirOwnerOnly(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "targets")
+	targets, err := backup.OpenTargets(dir)
+	assert.NilError(t, err)
+	assert.NilError(t, targets.Put(good()))
+	info, err := os.Stat(filepath.Join(dir, "nas.json"))
+	assert.NilError(t, err)
+	assert.Equal(t, info.Mode(), os.FileMode(0o600))
+	got, err := targets.Get("nas")
+	assert.NilError(t, err)
+	assert.DeepEqual(t, got, good())
+
+	// What an administrator puts there is a target too.
+	write := func(name, text string, mode os.FileMode) {
+		assert.NilError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), mode))
+		assert.NilError(t, os.Chmod(filepath.Join(dir, name), mode))
+	}
+	write("disk.json", `{"repository": "/backup/disk", "password": "x y"}`, 0o400)
+	write("open.json", `{"repository": "/backup/disk", "password": "x y"}`, 0o644)
+	write("typo.json", `{"repositry": "/backup/disk", "password": "x y"}`, 0o600)
+	write("notes.txt", "", 0o600)
+	write(".hidden.json", "", 0o600)
+	names, err := targets.Names()
+	assert.NilError(t, err)
+	assert.DeepEqual(t, names, []string{"disk", "nas", "open", "typo"})
+	_, err = targets.Get("disk")
+	assert.NilError(t, err)
+	_, err = targets.Get("open")
+	assert.ErrorContains(t, err, "has mode 0644 and may hold secrets: want 0600")
+	_, err = targets.Get("typo")
+	assert.ErrorContains(t, err, `unknown field "repositry"`)
+
+	assert.NilError(t, targets.Delete("nas"))
+	assert.Assert(t, errdefs.IsNotFound(targets.Delete("nas")))
+	_, err = targets.Get("nas")
+	assert.Assert(t, errdefs.IsNotFound(err))
+	_, err = targets.Get("../state")
+	assert.Assert(t, errdefs.IsInvalidArgument(err))
+}
+
+func TestManifestsAreReadAgain(t *testing.T) {
+	m := backup.Manifest{Volume: "web", UUID: "u", Options: map[string]string{"size": "1G"}, Engine: "btrfs", Time: at("2026-01-31T10:00:00Z"), Consistency: "crash"}
+	text, err := m.Encode()
+	assert.NilError(t, err)
+	got, err := backup.DecodeManifest(text)
+	assert.NilError(t, err)
+	m.Schema = 1
+	assert.DeepEqual(t, got, m)
+	for want, text := range map[string]string{
+		"schema 2": `{"schema": 2}`, "schema 0": `{}`, "damaged": "x", "at most": strings.Repeat(" ", 1<<20),
+	} {
+		_, err := backup.DecodeManifest([]byte(text))
+		assert.ErrorContains(t, err, want)
+	}
+}
+
+func FuzzManifest(f *testing.F) {
+	text, _ := backup.Manifest{Volume: "web"}.Encode()
+	f.Add(text)
+	f.Fuzz(func(t *testing.T, text []byte) {
+		m, err := backup.DecodeManifest(text)
+		if err != nil {
+			return
+		}
+		fields, err := m.Fields()
+		assert.NilError(t, err)
+		_, err = json.Marshal(fields)
+		assert.NilError(t, err)
+	})
+}

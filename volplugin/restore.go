@@ -1,0 +1,175 @@
+package volplugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-plugin/berth/shared/control"
+	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/volplugin/backup"
+	"github.com/berth-plugin/berth/volplugin/engine"
+	"github.com/berth-plugin/berth/volplugin/mount"
+	"github.com/berth-plugin/berth/volplugin/options"
+	"github.com/berth-plugin/berth/volplugin/rooted"
+	"github.com/berth-plugin/berth/volplugin/volume"
+)
+
+// restoreInto is volume.Location's Restore. What is wrong with a network is told from
+// what is wrong with the backup: a volume waits for the first, and is broken by the
+// second.
+func (d *Driver) restoreInto(ctx context.Context, rec volume.Record, dst *rooted.Dir, progress func(engine.Progress)) error {
+	ref, eng, found, err := d.resolve(ctx, rec.Source.Backup)
+	if err != nil {
+		return restoreError(err)
+	}
+	st, err := d.backups.openStage("restore-"+rec.UUID, dst, mount.Flags{})
+	if err != nil {
+		return err
+	}
+	log := d.cfg.Log.WithField("volume", rec.Name)
+	log.Infof("restoring from backup %s of %s", referenceTo(ref.Target, found.Volume, found.ID), found.Time.UTC())
+	err = restoreChecked(ctx, eng, found, st.dir, nil, func(p backup.Progress) {
+		if progress != nil {
+			progress(engine.Progress{Files: p.Files, TotalFiles: p.TotalFiles, Bytes: p.Bytes, TotalBytes: p.TotalBytes})
+		}
+	})
+	if err == nil {
+		err = unix.Syncfs(dst.FD())
+	}
+	return errors.Join(restoreError(err), st.close())
+}
+
+// restoreError makes an error of the network unavailable: the same may succeed later.
+func restoreError(err error) error {
+	switch {
+	case err == nil, errors.Is(err, errUnlike), errors.Is(err, backup.ErrNoBackup), errors.Is(err, backup.ErrPassword), errors.Is(err, backup.ErrNoRepository):
+		return err
+	}
+	if kind := fault.Kind(err); kind != "internal" {
+		return err
+	}
+	return fault.Unavailable("%w", err)
+}
+
+// errUnlike says that what was restored is not what the repository has on record.
+var errUnlike = errors.New("what was restored is not what was backed up")
+
+// restoreChecked restores a backup and compares what came with what there should be.
+func restoreChecked(ctx context.Context, eng backup.Engine, b backup.Backup, dir string, paths []string, progress func(backup.Progress)) error {
+	done, err := eng.Restore(ctx, b.ID, dir, paths, progress)
+	if err != nil {
+		return err
+	}
+	if len(paths) == 0 && b.Files > 0 && done.Files != b.Files {
+		return fmt.Errorf("backup %s: %w: %d files instead of %d", b.ID, errUnlike, done.Files, b.Files)
+	}
+	return nil
+}
+
+// verifyRestore restores a backup to a place that is removed afterwards.
+func (d *Driver) verifyRestore(ctx context.Context, reference string, report *reporter) (out control.VerifyReport, err error) {
+	ref, eng, found, err := d.resolve(ctx, reference)
+	if err != nil {
+		return out, err
+	}
+	if err := os.MkdirAll(d.backups.Scratch, 0o700); err != nil {
+		return out, err
+	}
+	var space unix.Statfs_t
+	if err := unix.Statfs(d.backups.Scratch, &space); err != nil {
+		return out, fault.Unavailable("%s: %w", d.backups.Scratch, err)
+	}
+	if free := space.Bavail * uint64(space.Bsize); found.Bytes >= free {
+		return out, fault.Exhausted("backup %s has %d bytes, and in %s, where it would be verified, are %d free", ref, found.Bytes, d.backups.Scratch, free)
+	}
+	dir, err := os.MkdirTemp(d.backups.Scratch, "verify-")
+	if err != nil {
+		return out, err
+	}
+	defer func() { err = errors.Join(err, removeScratch(dir)) }()
+	if err := os.Mkdir(filepath.Join(dir, backup.DataName), 0o700); err != nil {
+		return out, err
+	}
+	shown := shownBackup(ref.Target, found)
+	out.Backup = &shown
+	err = restoreChecked(ctx, eng, found, dir, nil, report.backup)
+	if err != nil && ctx.Err() == nil && fault.Kind(restoreError(err)) != "unavailable" {
+		out.Errors = append(out.Errors, err.Error())
+		return out, nil
+	}
+	return out, err
+}
+
+// removeScratch removes a tree that was restored, whatever is in it.
+func removeScratch(dir string) error {
+	parent, err := rooted.Open(filepath.Dir(dir))
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	err = parent.RemoveTree(context.Background(), filepath.Base(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// RestoreBackup implements control.BackupAdmin.
+func (d *Driver) RestoreBackup(ctx context.Context, req control.RestoreRequest, tell func(control.Progress)) (out control.Restore, err error) {
+	if err := volume.CheckName(req.Name); err != nil {
+		return out, err
+	}
+	if req.InPlace || len(req.Paths) > 0 {
+		return out, fault.Invalid("restoring in place, or single paths, is not there yet")
+	}
+	for _, name := range []string{"from", "seed", "from-backup"} {
+		if _, ok := req.Options[name]; ok {
+			return out, fault.Invalid("option %s does not go with a restore", name)
+		}
+	}
+	ref, eng, found, err := d.resolve(ctx, req.Reference)
+	if err != nil {
+		return out, err
+	}
+	manifest, err := eng.Manifest(ctx, found.ID)
+	if err != nil {
+		return out, fmt.Errorf("backup %s: %w", ref, err)
+	}
+	ref.Pick = found.ID
+	given := restoredOptions(manifest.Options)
+	maps.Copy(given, req.Options)
+	given["from-backup"] = ref.String()
+	out.Volume, err = d.makeFilled(ctx, req.Name, given, tell, func(ctx context.Context, root *volume.Root, spec options.Spec) (volume.Record, error) {
+		rec, begun, err := root.CreateBegin(ctx, req.Name, spec)
+		if err == nil && !begun {
+			err = fault.Conflict("volume %s exists already", req.Name)
+		}
+		return rec, err
+	})
+	out.Backup = shownBackup(ref.Target, found)
+	return out, err
+}
+
+// restoredOptions are those of a volume's options that are right for it on any host.
+// Its place and its engine are not: another host has other roots. Owner and mode are
+// in the backup itself.
+func restoredOptions(given map[string]string) map[string]string {
+	out := map[string]string{}
+	for name, value := range given {
+		if slices.Contains([]string{"size", "ro", "nosuid", "nodev", "noexec", "owner", "protect", "on-remove", "trash.keep"}, name) ||
+			strings.HasPrefix(name, "snapshot.") || strings.HasPrefix(name, "backup.") || strings.HasPrefix(name, "label.") ||
+			given["owner"] != "" && slices.Contains([]string{"uid", "gid", "mode"}, name) {
+			out[name] = value
+		}
+	}
+	return out
+}
