@@ -196,7 +196,7 @@ func (t Target) Secrets() []string {
 // Redact gives a repository without the password that a URL may hold.
 func Redact(repository string) string {
 	kind, place, ok := strings.Cut(repository, ":")
-	if !ok {
+	if !ok || !strings.Contains(place, "://") {
 		return repository
 	}
 	u, err := url.Parse(place)

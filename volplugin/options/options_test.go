@@ -144,11 +144,11 @@ func TestOptionsThatAreRefused(t *testing.T) {
 
 		{"driver", "devicemapper", `option "driver" is not taken: the driver is chosen by`},
 		{"driver", "vfs", `use engine`},
-		{"backup", "s3://b@r/?backup=1", `not supported yet`},
+		X,
 		{"vm", "true", `virtual machines are not supported`},
 		{"iops", "100", `convoy's volumes in a cloud`},
 		{"id", "vol-1", `convoy's volumes in a cloud`},
-		{"endpoint", "x", `not supported yet`},
+		{"endpoint", "x", `docker berth target add`},
 		{"mountpoint", "/data", `docker berth volume adopt`},
 		{"readonly", "true", `use ro`},
 
