@@ -144,7 +144,7 @@ func TestOptionsThatAreRefused(t *testing.T) {
 
 		{"driver", "devicemapper", `option "driver" is not taken: the driver is chosen by`},
 		{"driver", "vfs", `use engine`},
-		X,
+		{"backup", "s3://b@r/?backup=1", `use from-backup=TARGET/VOLUME`},
 		{"vm", "true", `virtual machines are not supported`},
 		{"iops", "100", `convoy's volumes in a cloud`},
 		{"id", "vol-1", `convoy's volumes in a cloud`},
