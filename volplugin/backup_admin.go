@@ -438,4 +438,3 @@ func (d *Driver) VerifyBackups(ctx context.Context, req control.VerifyRequest, t
 	}
 	return control.VerifyReport{Errors: found.Errors, Hint: found.Hint}, nil
 }
-

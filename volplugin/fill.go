@@ -201,17 +201,22 @@ func (d *Driver) abort(ctx context.Context, s *store, name, uuid string) error {
 // awaitFill waits for a volume to be whole, to the end, and removes it when it
 // cannot be or when ctx ends first.
 func (d *Driver) awaitFill(ctx context.Context, s *store, name, uuid string, one *filling, tell func(engine.Progress)) error {
+	if err := d.followFill(ctx, s, uuid, one, tell); err != nil {
+		return errors.Join(err, d.abort(ctx, s, name, uuid))
+	}
+	return nil
+}
+
+// followFill waits for the end of a filling, or of ctx.
+func (*Driver) followFill(ctx context.Context, s *store, uuid string, one *filling, tell func(engine.Progress)) error {
 	tick := time.NewTicker(fillEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-one.ended:
-			if one.err == nil {
-				return nil
-			}
-			return errors.Join(one.err, d.abort(ctx, s, name, uuid))
+			return one.err
 		case <-ctx.Done():
-			return errors.Join(ctx.Err(), d.abort(ctx, s, name, uuid))
+			return ctx.Err()
 		case <-tick.C:
 			if p, ok := s.fills.get(uuid); ok {
 				tell(p)

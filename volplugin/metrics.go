@@ -1,9 +1,12 @@
 package volplugin
 
 import (
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/berth-plugin/berth/volplugin/volume"
 )
 
 // What the driver measures, beside the calls that shared/pluginapi counts.
@@ -20,6 +23,20 @@ var (
 		"When the next scheduled snapshot is due, of volumes with a schedule.", []string{"volume"}, nil)
 	snapshotFailuresDesc = prometheus.NewDesc("berth_volume_snapshot_failures",
 		"Scheduled snapshots that have failed in a row, of volumes with a schedule.", []string{"volume"}, nil)
+	backupGoodDesc = prometheus.NewDesc("berth_volume_backup_last_success_timestamp_seconds",
+		"The time of the data in the last complete backup that this host made, of volumes with a schedule or a backup; 0 is never.", []string{"volume"}, nil)
+	backupFailuresDesc = prometheus.NewDesc("berth_volume_backup_failures",
+		"Backups that have failed or were incomplete in a row, of volumes with a schedule or a backup.", []string{"volume"}, nil)
+	backupNextDesc = prometheus.NewDesc("berth_volume_backup_next_timestamp_seconds",
+		"When the next scheduled backup is due, of volumes with a schedule.", []string{"volume"}, nil)
+	backupTookDesc = prometheus.NewDesc("berth_volume_backup_last_duration_seconds",
+		"How long the last complete backup took.", []string{"volume"}, nil)
+	backupSizeDesc = prometheus.NewDesc("berth_volume_backup_last_size_bytes",
+		"The size of the files in the last complete backup.", []string{"volume"}, nil)
+	backupAddedDesc = prometheus.NewDesc("berth_volume_backup_last_added_bytes",
+		"What the repository has grown by for the last complete backup.", []string{"volume"}, nil)
+	targetFailuresDesc = prometheus.NewDesc("berth_backup_target_failures",
+		"Scheduled prunings and checks of a target that have failed in a row.", []string{"target", "work"}, nil)
 )
 
 // Metrics returns what the driver measures. It asks no root, and may be collected at
@@ -30,7 +47,8 @@ type collector struct{ d *Driver }
 
 // Describe sends all descriptions.
 func (c collector) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{volumesDesc, mountedDesc, awayDesc, snapshotLastDesc, snapshotNextDesc, snapshotFailuresDesc} {
+	for _, desc := range []*prometheus.Desc{volumesDesc, mountedDesc, awayDesc, snapshotLastDesc, snapshotNextDesc, snapshotFailuresDesc,
+		backupGoodDesc, backupFailuresDesc, backupNextDesc, backupTookDesc, backupSizeDesc, backupAddedDesc, targetFailuresDesc} {
 		descs <- desc
 	}
 }
@@ -44,6 +62,9 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 		engines := map[string]int{}
 		for name, v := range c.d.ledger.seen(s.key) {
 			engines[v.Record.Engine]++
+			if c.d.ledger.owner(name) == s.key {
+				c.backups(gauge, name, v.Record)
+			}
 			if v.Record.Schedule == "" || c.d.ledger.owner(name) != s.key {
 				continue
 			}
@@ -68,6 +89,47 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 		}
 	}
 	gauge(mountedDesc, float64(mounted))
+	c.targets(gauge)
+}
+
+// backups sends what is known of the backups of one volume.
+func (c collector) backups(gauge func(*prometheus.Desc, float64, ...string), name string, rec volume.Record) {
+	if c.d.backups == nil {
+		return
+	}
+	st := c.d.backups.state(rec.UUID)
+	if rec.BackupSchedule == "" && st.Last.IsZero() {
+		return
+	}
+	run, _ := c.d.backupRuns.State(rec.UUID)
+	gauge(backupGoodDesc, seconds(st.GoodTime), name)
+	gauge(backupFailuresDesc, float64(max(st.Failures, run.Failures)), name)
+	if rec.BackupSchedule != "" {
+		gauge(backupNextDesc, seconds(run.Next), name)
+	}
+	if st.Good != "" {
+		gauge(backupTookDesc, st.Took.Seconds(), name)
+		gauge(backupSizeDesc, float64(st.Bytes), name)
+		gauge(backupAddedDesc, float64(st.Added), name)
+	}
+}
+
+// targets sends how the care for targets goes.
+func (c collector) targets(gauge func(*prometheus.Desc, float64, ...string)) {
+	if c.d.backups == nil {
+		return
+	}
+	names, err := c.d.backups.targets.Names()
+	if err != nil {
+		return
+	}
+	for _, name := range names {
+		for _, prefix := range []string{pruneJob, checkJob} {
+			if run, ok := c.d.backupRuns.State(prefix + name); ok {
+				gauge(targetFailuresDesc, float64(run.Failures), name, strings.TrimSuffix(prefix, "/"))
+			}
+		}
+	}
 }
 
 // label names the root; String would show where a share is.

@@ -128,8 +128,11 @@ func (d *Driver) RestoreBackup(ctx context.Context, req control.RestoreRequest, 
 	if err := volume.CheckName(req.Name); err != nil {
 		return out, err
 	}
-	if req.InPlace || len(req.Paths) > 0 {
-		return out, fault.Invalid("restoring in place, or single paths, is not there yet")
+	if req.InPlace && len(req.Options) > 0 {
+		return out, fault.Invalid("options do not go with a restore in place: the volume has its own")
+	}
+	if len(req.Paths) > 0 {
+		return out, fault.Invalid("restoring single paths is not there yet")
 	}
 	for _, name := range []string{"from", "seed", "from-backup"} {
 		if _, ok := req.Options[name]; ok {
@@ -145,6 +148,13 @@ func (d *Driver) RestoreBackup(ctx context.Context, req control.RestoreRequest, 
 		return out, fmt.Errorf("backup %s: %w", ref, err)
 	}
 	ref.Pick = found.ID
+	out.Backup = shownBackup(ref.Target, found)
+	if req.InPlace {
+		report := newReporter(tell)
+		defer report.end()
+		out.Volume, out.Kept, err = d.restoreInPlace(ctx, req.Name, ref.String(), report)
+		return out, err
+	}
 	given := restoredOptions(manifest.Options)
 	maps.Copy(given, req.Options)
 	given["from-backup"] = ref.String()
@@ -155,8 +165,56 @@ func (d *Driver) RestoreBackup(ctx context.Context, req control.RestoreRequest, 
 		}
 		return rec, err
 	})
-	out.Backup = shownBackup(ref.Target, found)
 	return out, err
+}
+
+// restoreInPlace puts a backup in the place of a volume's data. When that does not
+// succeed, or ctx ends, the volume has its data of before again.
+func (d *Driver) restoreInPlace(ctx context.Context, name, reference string, report *reporter) (out control.Volume, kept *control.Snapshot, err error) {
+	var rec volume.Record
+	var in *store
+	err = d.operate(ctx, name, alone, func(ctx context.Context, s *store, root *volume.Root) error {
+		if err := d.unused(ctx, s, root, name); err != nil {
+			return err
+		}
+		begun, snap, err := root.RestoreBegin(ctx, name, reference, report.step("keeping what is there"))
+		if err != nil {
+			return errors.Join(err, s.relearn(root, name))
+		}
+		rec, in = begun, s
+		shown := d.shownSnapshot(volume.SnapshotEntry{Volume: name, UUID: snap.UUID, Name: snap.Name, Snapshot: snap})
+		kept = &shown
+		return s.relearn(root, name)
+	})
+	if err != nil {
+		return out, nil, err
+	}
+	one := d.startFill(in, name, rec.UUID)
+	if one == nil {
+		return out, nil, fault.Conflict("volume %s is being filled already", name)
+	}
+	if err := d.followFill(ctx, in, rec.UUID, one, report.step("restoring")); err != nil {
+		return out, nil, errors.Join(err, d.undoRestore(ctx, in, name, rec))
+	}
+	return d.shown(in, name, d.ledger.view(in.key, name).seenVolume, nil), kept, nil
+}
+
+// undoRestore gives a volume back the data that it had before a restore in place.
+func (d *Driver) undoRestore(ctx context.Context, s *store, name string, rec volume.Record) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), expireTime)
+	defer cancel()
+	s.fills.stop(ctx, rec.UUID)
+	return d.operate(ctx, name, alone, func(ctx context.Context, s *store, root *volume.Root) error {
+		if err := root.GiveUpRestore(ctx, name); err != nil {
+			return errors.Join(err, s.relearn(root, name))
+		}
+		done, err := root.Rollback(ctx, name, rec.Source.Kept, nil)
+		if err == nil {
+			// It is what the restore has left half done.
+			err = root.RemoveSnapshot(ctx, name, done.Kept.Name)
+		}
+		return errors.Join(err, s.relearn(root, name))
+	})
 }
 
 // restoredOptions are those of a volume's options that are right for it on any host.

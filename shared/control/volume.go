@@ -170,6 +170,8 @@ const (
 	SnapshotSchedule SnapshotOrigin = "schedule"
 	// SnapshotRollback: it is what a rollback put aside.
 	SnapshotRollback SnapshotOrigin = "rollback"
+	// SnapshotRestore: it is what a restore in place put aside.
+	SnapshotRestore SnapshotOrigin = "restore"
 	// SnapshotClone: a clone is made from it, and it goes when that is whole.
 	SnapshotClone SnapshotOrigin = "clone"
 	// SnapshotBackup: it is being backed up, and goes when that has ended.

@@ -135,7 +135,7 @@ func (r *Root) begin(ctx context.Context, rec Record, fn func(*Record) error) (R
 		if now.UUID != rec.UUID {
 			return errTaken
 		}
-		if now.Phase != Ready {
+		if now.Phase != Ready && (now.Phase != Broken || rec.Phase != Broken) {
 			return r.busy(*now)
 		}
 		now.Host = r.Host
@@ -194,6 +194,9 @@ func (r *Root) busy(rec Record) error {
 	case Ready:
 		return nil
 	case Broken:
+		if rec.halfRestored() {
+			return fault.Conflict("volume %s is broken: %s", rec.Name, rec.Reason)
+		}
 		return fault.Conflict("volume %s is broken: %s; remove it", rec.Name, rec.Reason)
 	case Renaming:
 		if rec.RenameFrom != "" {

@@ -176,7 +176,11 @@ func (r *Root) breakOff(ctx context.Context, rec Record, cause error) error {
 	if err := r.step(ctx, "fill.broken", rec.Name); err != nil {
 		return err
 	}
-	_, err := r.advance(ctx, rec, func(now *Record) { now.Phase, now.Host, now.Reason = Broken, "", cause.Error() })
+	reason := cause.Error()
+	if kept := rec.Source.Kept; kept != "" {
+		reason += fmt.Sprintf("; what was there before is snapshot %s@%s: roll back to it", rec.Name, kept)
+	}
+	_, err := r.advance(ctx, rec, func(now *Record) { now.Phase, now.Host, now.Reason = Broken, "", reason })
 	if err != nil {
 		return err
 	}
@@ -186,6 +190,9 @@ func (r *Root) breakOff(ctx context.Context, rec Record, cause error) error {
 // abort removes a restoring or broken volume: what was made of its data, then its
 // record.
 func (r *Root) abort(ctx context.Context, rec Record) error {
+	if rec.Source != nil && rec.Source.Kept != "" {
+		return fault.Conflict("volume %s: restoring backup %s in its place has not succeeded; what was there before is snapshot %s@%s: roll back to it first", rec.Name, rec.Source.Backup, rec.Name, rec.Source.Kept)
+	}
 	if rec.Phase == Restoring {
 		if rec.Host != r.Host {
 			var err error
@@ -245,6 +252,9 @@ func (r *Root) fill(ctx context.Context, rec Record, progress func(engine.Progre
 	defer r.keepFresh(ctx, r.volumes, rec.Name+suffix)()
 	if rec.Source.Trash {
 		return r.reinstate(ctx, rec)
+	}
+	if rec.Source.Kept != "" {
+		return r.fillInPlace(ctx, rec, progress)
 	}
 	eng, p, err := r.keeper(rec)
 	if err != nil {

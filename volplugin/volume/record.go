@@ -141,6 +141,9 @@ type Source struct {
 	Copy  bool   `json:"copy,omitempty"`
 	// Backup is the reference of a backup, as backup.ParseReference reads it.
 	Backup string `json:"backup,omitempty"`
+	// Kept is set while a backup is restored in the place of a volume's data: it is the
+	// snapshot of what was there before.
+	Kept string `json:"kept,omitempty"`
 	// Trash: it was taken out of the trash.
 	Trash bool `json:"trash,omitempty"`
 	// Filling is set from the moment that data under the volume's name is what Berth
@@ -387,8 +390,12 @@ func (s Source) check() error {
 	if s.UUID != "" && !isUUID(s.UUID) {
 		return fmt.Errorf("source uuid %.40q", s.UUID)
 	}
-	if s.Snapshot != "" {
-		return CheckSnapshotName(s.Snapshot)
+	for _, name := range []string{s.Snapshot, s.Kept} {
+		if name != "" {
+			if err := CheckSnapshotName(name); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

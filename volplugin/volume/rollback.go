@@ -25,7 +25,7 @@ type RolledBack struct {
 // host, which the caller sees to. When it fails, or ctx ends, before the data was
 // exchanged, the volume is as it was. If this host dies meanwhile Settle completes it.
 func (r *Root) Rollback(ctx context.Context, name, snapshot string, progress func(engine.Progress)) (RolledBack, error) {
-	rec, err := r.ready(name)
+	rec, err := r.rollable(name)
 	if err != nil {
 		return RolledBack{}, err
 	}
@@ -160,7 +160,12 @@ func (r *Root) finishRollback(ctx context.Context, rec Record, progress func(eng
 	if err := r.step(ctx, "rollback.ready", rec.Name); err != nil {
 		return done, err
 	}
-	done.Record, err = r.advance(ctx, rec, func(now *Record) { now.Phase, now.Host, now.Rollback = Ready, "", nil })
+	done.Record, err = r.advance(ctx, rec, func(now *Record) {
+		now.Phase, now.Host, now.Rollback = Ready, "", nil
+		if now.halfRestored() {
+			now.Source, now.Reason = nil, ""
+		}
+	})
 	return done, err
 }
 
@@ -188,7 +193,7 @@ func (r *Root) undoRollback(ctx context.Context, rec Record) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	_, err = r.advance(ctx, rec, func(now *Record) { now.Phase, now.Host, now.Rollback = Ready, "", nil })
+	_, err = r.advance(ctx, rec, func(now *Record) { now.Phase, now.Host, now.Rollback = now.unrolled(), "", nil })
 	return err
 }
 
@@ -207,4 +212,26 @@ func (r *Root) settleRollback(ctx context.Context, rec Record) error {
 		return nil
 	}
 	return errors.Join(err, errNow)
+}
+
+// halfRestored tells whether the data is what a restore in place has left that did not
+// succeed.
+func (r Record) halfRestored() bool { return r.Source != nil && r.Source.Kept != "" }
+
+// unrolled is the phase of a volume whose rollback is given up.
+func (r Record) unrolled() Phase {
+	if r.halfRestored() {
+		return Broken
+	}
+	return Ready
+}
+
+// rollable reads the record of a volume that can be rolled back: a ready one, or one
+// that a restore in place has broken.
+func (r *Root) rollable(name string) (Record, error) {
+	rec, err := r.Record(name)
+	if err == nil && rec.Phase == Broken && rec.halfRestored() {
+		return rec, nil
+	}
+	return r.ready(name)
 }

@@ -25,6 +25,8 @@ const (
 	BeforeRollback Trigger = "rollback"
 	// ForClone is gone when the clone that is made from it is complete.
 	ForClone Trigger = "clone"
+	// BeforeRestore is what was in the volume before a backup was restored in its place.
+	BeforeRestore Trigger = "restore"
 	// ForBackup is gone when the backup that is made from it has ended.
 	ForBackup Trigger = "backup"
 )
@@ -116,7 +118,7 @@ func (s Snapshot) check(uuid, name string) error {
 		return fmt.Errorf("phase %.40q", s.Phase)
 	}
 	switch s.Trigger {
-	case Manual, Scheduled, BeforeRollback, ForClone, ForBackup:
+	case Manual, Scheduled, BeforeRollback, BeforeRestore, ForClone, ForBackup:
 	default:
 		return fmt.Errorf("trigger %.40q", s.Trigger)
 	}

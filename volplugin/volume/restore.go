@@ -1,0 +1,137 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/volplugin/engine"
+	"github.com/berth-plugin/berth/volplugin/rooted"
+)
+
+// RestoreBegin makes a ready volume one that is restoring: CreateFill puts the backup
+// in the place of its data. What is there stays as a snapshot called
+// pre-restore-TIME. The volume is in nobody's use, on no host, which the caller sees
+// to. When the backup cannot be restored the volume is broken, and Rollback to that
+// snapshot makes it ready again.
+func (r *Root) RestoreBegin(ctx context.Context, name, reference string, progress func(engine.Progress)) (Record, Snapshot, error) {
+	rec, err := r.ready(name)
+	if err != nil {
+		return Record{}, Snapshot{}, err
+	}
+	if r.Restore == nil {
+		return Record{}, Snapshot{}, fault.Unavailable("volume %s: this Berth keeps no backups", name)
+	}
+	if err := r.unprotected(rec, "restored"); err != nil {
+		return Record{}, Snapshot{}, err
+	}
+	rec, kept, err := r.restoreBegin(ctx, rec, reference, progress)
+	if err != nil {
+		return Record{}, Snapshot{}, failed(fmt.Errorf("restore volume %s: %w", name, err))
+	}
+	return rec, kept, nil
+}
+
+func (r *Root) restoreBegin(ctx context.Context, rec Record, reference string, progress func(engine.Progress)) (Record, Snapshot, error) {
+	if err := r.MakeRoom(ctx); err != nil {
+		return rec, Snapshot{}, err
+	}
+	base, err := r.freeSnapshotName(rec, "pre-restore-"+r.timeName())
+	if err != nil {
+		return rec, Snapshot{}, err
+	}
+	kept, err := r.createSnapshot(ctx, rec, SnapshotOptions{Name: base, Trigger: BeforeRestore}, progress)
+	if err != nil {
+		return rec, kept, err
+	}
+	err = r.step(ctx, "restore.begin", rec.Name)
+	if err == nil {
+		rec, err = r.begin(ctx, rec, func(to *Record) error {
+			if err := r.unprotected(*to, "restored"); err != nil {
+				return err
+			}
+			to.Phase, to.Source = Restoring, &Source{Backup: reference, Kept: kept.Name}
+			return nil
+		})
+	}
+	if err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+		defer cancel()
+		return rec, kept, errors.Join(err, r.removeSnapshot(undo, rec, kept))
+	}
+	return rec, kept, nil
+}
+
+// fillInPlace replaces the data of a volume by a backup.
+func (r *Root) fillInPlace(ctx context.Context, rec Record, progress func(engine.Progress)) (Record, error) {
+	if r.Restore == nil {
+		return Record{}, fault.Unavailable("this Berth keeps no backups")
+	}
+	// Without what is kept nothing is deleted.
+	kept, err := r.hasSnapshot(ctx, rec, rec.Source.Kept)
+	if err != nil {
+		return Record{}, err
+	}
+	if !kept {
+		return Record{}, gone("snapshot %s@%s, which keeps what was there before, is gone", rec.Name, rec.Source.Kept)
+	}
+	release, err := r.hold(ctx, rec)
+	if err != nil {
+		return Record{}, err
+	}
+	err = r.restoreOver(ctx, rec, progress)
+	if err := errors.Join(err, release()); err != nil {
+		return Record{}, err
+	}
+	if err := r.step(ctx, "restore.ready", rec.Name); err != nil {
+		return Record{}, err
+	}
+	return r.advance(ctx, rec, func(now *Record) { now.Phase, now.Host, now.Source.Kept = Ready, "", "" })
+}
+
+// restoreOver empties the data and restores into it.
+func (r *Root) restoreOver(ctx context.Context, rec Record, progress func(engine.Progress)) error {
+	handle, err := r.Data(rec)
+	if err != nil {
+		return err
+	}
+	defer handle.Close()
+	dst, err := rooted.Open(handle.ProcPath()) // a handle that can be read
+	if err != nil {
+		return err
+	}
+	defer dst.Close()
+	if err := r.step(ctx, "restore.empty", rec.Name); err != nil {
+		return err
+	}
+	names, err := dst.Names()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := dst.RemoveTree(ctx, name); err != nil {
+			return err
+		}
+	}
+	if err := r.step(ctx, "restore.data", rec.Name); err != nil {
+		return err
+	}
+	return r.Restore(ctx, rec, dst, progress)
+}
+
+// GiveUpRestore marks a volume broken that is being restored in place, so that it can
+// be rolled back. The caller has ended this host's CreateFill of it.
+func (r *Root) GiveUpRestore(ctx context.Context, name string) error {
+	rec, err := r.Record(name)
+	if err != nil {
+		return err
+	}
+	if rec.Phase == Restoring && rec.halfRestored() {
+		return r.breakOff(ctx, rec, errGivenUp)
+	}
+	return nil
+}
+
+// errGivenUp is why a volume is broken whose restore was cancelled.
+var errGivenUp = fault.Conflict("restoring was given up")
