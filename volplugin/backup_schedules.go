@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/berth-plugin/berth/shared/control"
+	"github.com/berth-plugin/berth/shared/notify"
 	"github.com/berth-plugin/berth/volplugin/backup"
 	"github.com/berth-plugin/berth/volplugin/keep"
 	"github.com/berth-plugin/berth/volplugin/schedule"
@@ -85,10 +86,10 @@ func careSchedule(spec string) (due schedule.Schedule, ok bool) {
 // backupDue does one job.
 func (d *Driver) backupDue(ctx context.Context, job schedule.Job) error {
 	if target, ok := strings.CutPrefix(job.UUID, pruneJob); ok {
-		return d.pruneDue(ctx, target)
+		return d.told("Pruning target "+target, d.pruneDue(ctx, target))
 	}
 	if target, ok := strings.CutPrefix(job.UUID, checkJob); ok {
-		return d.checkDue(ctx, target)
+		return d.told("Checking target "+target, d.checkDue(ctx, target))
 	}
 	name, rec, ok := d.named(job.UUID)
 	if !ok {
@@ -120,6 +121,16 @@ func (d *Driver) backupDue(ctx context.Context, job schedule.Job) error {
 		return nil
 	}
 	return d.dropOldBackups(ctx, name, rec, eng)
+}
+
+// told tells people how scheduled work went.
+func (d *Driver) told(what string, err error) error {
+	e := notify.Event{Key: what, Title: what + " went well", Text: what + " went well"}
+	if err != nil {
+		e.Failed, e.Title, e.Text = true, what+" failed", err.Error()
+	}
+	d.cfg.Tell(e)
+	return err
 }
 
 // madeElsewhere tells whether another of the hosts that share the volume's root was

@@ -13,11 +13,13 @@ import (
 	"sync"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/google/uuid"
 
 	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/shared/keylock"
+	"github.com/berth-plugin/berth/shared/notify"
 	"github.com/berth-plugin/berth/shared/state"
 	"github.com/berth-plugin/berth/volplugin/backup"
 	"github.com/berth-plugin/berth/volplugin/mount"
@@ -288,11 +290,27 @@ func (d *Driver) backUp(ctx context.Context, job backupJob, report *reporter) (o
 		return out, err
 	}
 	done, err := d.backUpTo(ctx, s, rec, job, target, eng, report)
+	d.tellBackup(job.volume, target.Name, done.Backup, err)
 	if err != nil {
 		return out, errors.Join(fmt.Errorf("back up volume %s to %s: %w", job.volume, target.Name, err), b.failed(rec.UUID, err))
 	}
 	done.Took = d.cfg.Now().Sub(begin)
 	return done.Backup, b.ended(rec.UUID, done)
+}
+
+// tellBackup tells people how a backup went.
+func (d *Driver) tellBackup(name, target string, done control.Backup, err error) {
+	e := notify.Event{Key: "backup " + name, Title: fmt.Sprintf("Volume %s is backed up to %s", name, target)}
+	switch {
+	case err != nil:
+		e.Failed, e.Title, e.Text = true, fmt.Sprintf("Volume %s could not be backed up to %s", name, target), err.Error()
+	case done.Incomplete:
+		e.Failed, e.Title = true, fmt.Sprintf("The backup of volume %s to %s is incomplete", name, target)
+		e.Text = done.Reference + " lacks " + strings.Join(done.Missing, "; ")
+	default:
+		e.Text = fmt.Sprintf("%s: %d files, %s, of which %s are new", done.Reference, done.Files, units.HumanSize(float64(done.Bytes)), units.HumanSize(float64(done.Added)))
+	}
+	d.cfg.Tell(e)
 }
 
 func (b *backups) failed(uuid string, err error) error {

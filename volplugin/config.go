@@ -9,6 +9,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/shared/notify"
 	"github.com/berth-plugin/berth/shared/state"
 	"github.com/berth-plugin/berth/volplugin/netfs"
 )
@@ -51,6 +52,9 @@ type Config struct {
 	Local string
 	// Backups says how backups are kept; nil keeps none. They need Local too.
 	Backups *BackupConfig
+	// Tell, unless nil, is told how backups, scheduled snapshots and the care for targets
+	// went. It does not block.
+	Tell func(notify.Event)
 	// CheckMounts, when set, is asked by each Mount and refuses it with its error.
 	CheckMounts func() error
 	// DB keeps this host's cache and counts. The caller closes it after Run.
@@ -93,6 +97,9 @@ func (c *Config) complete() error {
 	}
 	if c.BootID == nil {
 		c.BootID = kernelBootID
+	}
+	if c.Tell == nil {
+		c.Tell = func(notify.Event) {}
 	}
 	if c.request == 0 {
 		c.request = requestTime
