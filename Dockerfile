@@ -41,7 +41,7 @@ RUN set -eu; mkdir -p /out/usr/sbin; cd /usr/sbin; \
     for file in /out/usr/sbin/*-multi /out/usr/lib/*/xtables/*.so; do ldd "$file"; done \
       | grep -o '/[^ ]*\.so[^ ]*' | sort -u | xargs cp -L --parents -t /out; \
     mkdir -p /out/run/docker/plugins /out/state /out/host/sysctl/net; \
-    mkdir -p /dirs/run/docker/plugins /dirs/state /dirs/data /dirs/mnt/berth-volumes
+    mkdir -p /dirs/run/docker/plugins /dirs/state /dirs/data /dirs/backup /dirs/mnt/berth-volumes
 
 # What makes file systems in the images of volumes, and gives a copied btrfs a UUID of
 # its own. Everything else about them is done by system calls.
