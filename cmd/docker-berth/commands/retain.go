@@ -36,16 +36,10 @@ func wantID(text string) error {
 		return err
 	}
 	if strings.Trim(ref.Pick, "0123456789abcdef") != "" {
-		return fault.Invalid("backup %s: want the ID of the backup, as docker berth backup ls --target %s %s shows it: which one is the %s one may change", text, ref.Target, ref.Volume, pickWord(ref))
+		return fault.Invalid("backup %s: want an ID instead of %s, as docker berth backup ls --target %s %s shows it: what %s means may change with every backup",
+			text, ref.Pick, ref.Target, ref.Volume, ref.Pick)
 	}
 	return nil
-}
-
-func pickWord(ref backup.Reference) string {
-	if ref.Pick == backup.Latest {
-		return "latest"
-	}
-	return "newest of a time"
 }
 
 func (a *app) removeBackups(ctx context.Context, refs []string) error {
