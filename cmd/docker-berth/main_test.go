@@ -41,6 +41,9 @@ type daemon struct {
 	proceed             chan struct{}
 	ended               chan error
 	removed             chan control.SnapshotRef
+	// backup is what the daemon answers to a request for one.
+	backup func(control.BackupRequest) (control.Backup, error)
+	added  chan control.TargetSpec
 }
 
 func (d *daemon) Volume(_ context.Context, name string) (control.Volume, error) {
@@ -82,7 +85,7 @@ func newScene(t *testing.T) *scene {
 			enginetest.Container{ID: "held", State: container.StatePaused, Volumes: []string{"v"}, Started: "s2"},
 			enginetest.Container{ID: "late", State: container.StateExited, Volumes: []string{"v"}, Started: "s3"},
 		),
-		daemon: &daemon{began: make(chan struct{}), proceed: make(chan struct{}), ended: make(chan error, 1), removed: make(chan control.SnapshotRef, 1)},
+		daemon: &daemon{began: make(chan struct{}), proceed: make(chan struct{}), ended: make(chan error, 1), removed: make(chan control.SnapshotRef, 1), added: make(chan control.TargetSpec, 1)},
 	}
 	log := logrus.New()
 	log.SetOutput(io.Discard)
@@ -106,10 +109,15 @@ type process struct {
 	out, err bytes.Buffer
 }
 
+func (s *scene) command(args ...string) *exec.Cmd {
+	c := exec.CommandContext(s.t.Context(), "/proc/self/exe", append([]string{"--socket", s.socket}, args...)...)
+	c.Env = append(os.Environ(), asCommand+"=1", "DOCKER_HOST="+s.engine.Host, "DOCKER_CONTEXT=", "DOCKER_CONFIG="+s.dir, "XDG_STATE_HOME="+s.dir)
+	return c
+}
+
 func (s *scene) start(args ...string) *process {
 	s.t.Helper()
-	p := &process{Cmd: exec.CommandContext(s.t.Context(), "/proc/self/exe", append([]string{"--socket", s.socket}, args...)...)}
-	p.Env = append(os.Environ(), asCommand+"=1", "DOCKER_HOST="+s.engine.Host, "DOCKER_CONTEXT=", "DOCKER_CONFIG="+s.dir, "XDG_STATE_HOME="+s.dir)
+	p := &process{Cmd: s.command(args...)}
 	p.Stdout, p.Stderr = &p.out, &p.err
 	assert.NilError(s.t, p.Start())
 	s.t.Cleanup(func() { _ = p.Process.Kill() }) // an error is that it has ended
@@ -119,7 +127,14 @@ func (s *scene) start(args ...string) *process {
 // pause starts a snapshot and waits until the containers stand still for it.
 func (s *scene) pause(args ...string) *process {
 	s.t.Helper()
-	p := s.start(append([]string{"snapshot", "create", "v", "--pause"}, args...)...)
+	return s.pauseFor(append([]string{"snapshot", "create", "v", "--pause"}, args...)...)
+}
+
+// pauseFor starts a command that makes a snapshot and waits until the containers stand
+// still for it.
+func (s *scene) pauseFor(args ...string) *process {
+	s.t.Helper()
+	p := s.start(args...)
 	select {
 	case <-s.daemon.began:
 	case <-time.After(time.Minute):

@@ -30,6 +30,17 @@
 //	GET    /Berth/v1/trash                    []TrashEntry
 //	POST   /Berth/v1/trash/restore            RestoreTrashRequest, Volume
 //	POST   /Berth/v1/trash/purge              PurgeTrashRequest, PurgeTrashReport *
+//	GET    /Berth/v1/targets                  []Target
+//	POST   /Berth/v1/targets/add              TargetSpec, TargetReport *
+//	POST   /Berth/v1/targets/test             TargetRef, TargetReport *
+//	POST   /Berth/v1/targets/remove           TargetRef, nothing
+//	POST   /Berth/v1/backups                  BackupsRequest, BackupList *
+//	POST   /Berth/v1/backups/create           BackupRequest, Backup *
+//	POST   /Berth/v1/backups/inspect          BackupRef, Backup *
+//	POST   /Berth/v1/backups/remove           RemoveBackupsRequest, RemoveBackupsReport *
+//	POST   /Berth/v1/backups/prune            PruneBackupsRequest, PruneBackupsReport *
+//	POST   /Berth/v1/backups/verify           VerifyRequest, VerifyReport *
+//	POST   /Berth/v1/backups/restore          RestoreRequest, Restore *
 //	GET    /Berth/v1/doctor                   []Finding
 //	GET    /Berth/v1/metrics                  Prometheus' text format
 //

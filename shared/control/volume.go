@@ -271,7 +271,8 @@ type AdoptRequest struct {
 type UpdateRequest struct {
 	Volume string
 	// Set has values by the names of options: "snapshot.schedule", "snapshot.keep",
-	// "protect", "on-remove", "trash.keep", "label.NAME". "" takes back what was set.
+	// "backup.schedule", "backup.target", "backup.keep", "protect", "on-remove",
+	// "trash.keep", "label.NAME". "" takes back what was set.
 	Set map[string]string
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +24,8 @@ type shelf struct {
 	snapshot Snapshot
 	usage    UsageReport
 	trash    TrashEntry
+	target   Target
+	backup   Backup
 	got      []any
 	// work is what calls do that take long; nil is nothing.
 	work func(context.Context, func(Progress)) error
@@ -122,9 +125,12 @@ func fullShelf() *shelf {
 			Name: "db", UUID: "u1", State: VolumeRestoring, Error: "x", Progress: &Progress{Step: "copying", Files: 1, TotalFiles: 2, Bytes: 3, TotalBytes: 4},
 			Engine: "btrfs", FileSystem: "btrfs", Root: "ssd", RootPath: "/data/ssd", Created: at(50), Mountpoint: "/mnt/db", Mounted: true,
 			Size: 10 << 30, Used: 5, UsedAt: at(55), OnRemove: "trash", TrashKeep: time.Hour, Protect: true, ReadOnly: true, Exclusive: true, Adopted: true,
-			Labels: map[string]string{"a": "b"}, Options: map[string]string{"size": "10G"}, Source: &VolumeSource{Volume: "v", Snapshot: "s", Path: "p"},
+			Labels: map[string]string{"a": "b"}, Options: map[string]string{"size": "10G"}, Source: &VolumeSource{Volume: "v", Snapshot: "s", Path: "p", Backup: "b"},
 			Users: []VolumeUser{{Host: "h1", Here: true, Mounts: 2, Seen: at(70)}}, SnapshotCount: 1, Snapshots: []Snapshot{snapshot},
-			Schedule:    &Schedule{Spec: "@hourly", Keep: "24h", Last: at(80), Next: at(90), LastError: "y"},
+			Schedule: &Schedule{Spec: "@hourly", Keep: "24h", Last: at(80), Next: at(90), LastError: "y"},
+			Backup: &VolumeBackup{
+				Target: "nas", Schedule: "@daily", Keep: "7d", Next: at(95), Last: at(85), LastError: "o", Good: "nas/db@0123456789", GoodTime: at(84),
+			},
 			Consistency: ConsistencyCrash, Instant: true,
 		},
 		snapshot: snapshot,
@@ -133,6 +139,15 @@ func fullShelf() *shelf {
 			Roots:   []RootUsage{{Name: "ssd", Path: "/data/ssd", FileSystem: "btrfs", Error: "q", Size: 1, Used: 2, Free: 3, Volumes: 4, Trash: 5, TrashUsed: 6}},
 		},
 		trash: TrashEntry{UUID: "u2", Name: "old", Engine: "dir", Root: "r", Removed: at(100), Expires: at(200), Used: 9, Snapshots: 2, Deleting: true, Error: "w"},
+		target: Target{
+			Name: "nas", Engine: "restic", Repository: "sftp:a@b:/c", Variables: []string{"A"}, Files: []string{"ssh-key"}, UploadLimit: 1, DownloadLimit: 2,
+			Prune: &Schedule{Spec: "@weekly", Last: at(110)}, Check: &Schedule{Spec: "@monthly", Next: at(120)}, CheckShare: 0.5, Volumes: []string{"db"}, Error: "v",
+		},
+		backup: Backup{
+			Reference: "nas/db@0123456789", Target: "nas", ID: "0123456789", Volume: "db", UUID: "u1", Host: "h1", Time: at(130), Tags: []string{"t"},
+			Files: 1, Bytes: 1 << 50, Added: 3, Consistency: ConsistencyPaused, Incomplete: true, Missing: []string{"data/x: denied"}, Took: time.Minute,
+			Manifest: map[string]any{"schema": 1.0, "volume": "db"},
+		},
 	}
 }
 
@@ -145,15 +160,19 @@ func serveVolumes(t *testing.T) (*shelf, *Server, *Client) {
 	return service, server, client
 }
 
-// calls are all that change or measure something, each with a request in which every
-// field is set.
-var calls = []struct {
+// A call is one of the Client's with a request in which every field is set.
+type call struct {
 	path string
 	long bool
 	req  any
 	call func(context.Context, *Client, func(Progress)) (any, error)
 	want func(*shelf) any
-}{
+}
+
+// calls are all that have a request.
+var calls = slices.Concat(volumeCalls, backupCalls)
+
+var volumeCalls = []call{
 	{
 		pathClone, true, CloneRequest{Volume: "db", Snapshot: "s1", Name: "copy", Options: map[string]string{"size": "1G"}},
 		func(ctx context.Context, c *Client, p func(Progress)) (any, error) {
@@ -477,6 +496,18 @@ func TestDaemonWithoutVolumes(t *testing.T) {
 	assert.ErrorContains(t, err, "the root is damaged")
 }
 
+// assertRefused sends a request that is invalid, with a text that says why.
+func assertRefused(t *testing.T, server *Server, path, body, want string) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	server.ServeHTTP(w, httptest.NewRequest(http.MethodPost, Prefix+version+"/"+path, strings.NewReader(body)))
+	assert.Equal(t, w.Code, http.StatusBadRequest, "%s %s", path, body)
+	var refused errorBody
+	assert.NilError(t, json.Unmarshal(w.Body.Bytes(), &refused))
+	assert.Equal(t, refused.Kind, "invalid")
+	assert.ErrorContains(t, errors.New(refused.Err), want, "%s %s", path, body)
+}
+
 // The service gets whole requests only.
 func TestVolumeRequestsAreChecked(t *testing.T) {
 	server := New(Config{Log: quiet(), Info: Info{Services: []Service{{Name: VolumeService}}}})
@@ -507,13 +538,7 @@ func TestVolumeRequestsAreChecked(t *testing.T) {
 		{pathPurge, `{"All":true,"UUIDs":["a"]}`, "either UUIDs or All"},
 		{pathPurge, `{"UUIDs":["."]}`, "UUIDs"},
 	} {
-		w := httptest.NewRecorder()
-		server.ServeHTTP(w, httptest.NewRequest(http.MethodPost, Prefix+version+"/"+c.path, strings.NewReader(c.body)))
-		assert.Equal(t, w.Code, http.StatusBadRequest, "%s %s", c.path, c.body)
-		var refused errorBody
-		assert.NilError(t, json.Unmarshal(w.Body.Bytes(), &refused))
-		assert.Equal(t, refused.Kind, "invalid")
-		assert.ErrorContains(t, errors.New(refused.Err), c.want, "%s %s", c.path, c.body)
+		assertRefused(t, server, c.path, c.body, c.want)
 	}
 	assert.Equal(t, len(service.got), 0, "a wrong request reached the service")
 }

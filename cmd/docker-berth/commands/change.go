@@ -239,8 +239,9 @@ func (a *app) volumeSetCommand() *cobra.Command {
 		Use: "set VOLUME KEY=VALUE [KEY=VALUE...]", Short: "Change properties of a volume", Args: cli.RequiresMinArgs(2),
 		Long: "Change properties of a volume, all of them or none, and print its name. The keys are\n" +
 			"those of docker volume create -o which can change: snapshot.schedule, snapshot.keep,\n" +
-			"protect, on-remove, trash.keep, and label.NAME. KEY= without a value takes back what\n" +
-			"was set, so that the default holds again.",
+			"backup.schedule, backup.target, backup.keep, protect, on-remove, trash.keep, and\n" +
+			"label.NAME. KEY= without a value takes back what was set, so that the default holds\n" +
+			"again.",
 		ValidArgsFunction: a.completeSet,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			set := make(map[string]string)

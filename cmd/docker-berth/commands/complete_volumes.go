@@ -116,6 +116,7 @@ func (a *app) completeSet(cmd *cobra.Command, args []string, _ string) ([]string
 		return a.volumeNames(cmd.Context()), noFiles
 	}
 	return []string{
+		"backup.keep=", "backup.schedule=", "backup.schedule=@daily", "backup.schedule=@hourly", "backup.schedule=@weekly", "backup.target=",
 		"label.", "on-remove=keep", "on-remove=purge", "on-remove=trash", "protect=false", "protect=true", "snapshot.keep=",
 		"snapshot.schedule=", "snapshot.schedule=@daily", "snapshot.schedule=@hourly", "snapshot.schedule=@weekly", "trash.keep=",
 	}, noSpace

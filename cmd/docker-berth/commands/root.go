@@ -71,7 +71,7 @@ func New(cfg Config) *cobra.Command {
 	root.AddCommand(
 		a.infoCommand(), a.versionCommand(), a.doctorCommand(), a.metricsCommand(), a.portCommand(),
 		a.networkCommand(), a.endpointCommand(), a.leaseCommand(), a.poolCommand(),
-		a.volumeCommand(), a.snapshotCommand(), a.trashCommand(),
+		a.volumeCommand(), a.snapshotCommand(), a.trashCommand(), a.targetCommand(), a.backupCommand(),
 	)
 	cobra.CheckErr(root.RegisterFlagCompletionFunc("plugin", a.completePlugins))
 	visit(root, func(c *cobra.Command) { c.DisableFlagsInUseLine = true })

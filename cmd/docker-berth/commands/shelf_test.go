@@ -26,6 +26,7 @@ type shelf struct {
 	snapshots []control.Snapshot
 	trash     []control.TrashEntry
 	usage     control.UsageReport
+	vault     vault
 	// got are the requests that changed something.
 	got []any
 	// during runs while a snapshot is made.
@@ -54,6 +55,10 @@ func newShelf(t *testing.T) *world {
 			Mountpoint: "/mnt/volumes/db", Mounted: true, Size: 10 << 30, Used: 3 << 29, UsedAt: now, OnRemove: "trash", Protect: true, SnapshotCount: 2,
 			Labels: map[string]string{"tier": "1", "app": "shop"}, Users: []control.VolumeUser{{Host: "alpha", Here: true, Mounts: 1}},
 			Schedule: &control.Schedule{Spec: "@hourly", Keep: "24h:7d", Next: now.Add(20*time.Minute + 30*time.Second)}, Consistency: control.ConsistencyCrash, Instant: true,
+			Backup: &control.VolumeBackup{
+				Target: "nas", Schedule: "@daily", Keep: "7d:4w", Next: now.Add(5*time.Hour + time.Minute), Last: now.Add(-19 * time.Hour),
+				Good: "nas/db@" + backupID("3"), GoodTime: now.Add(-19 * time.Hour),
+			},
 		},
 		"files10": {Name: "files10", UUID: "7d8f0c3a-0000-4000-8000-000000000002", State: control.VolumeReady, Engine: "dir", Root: "nas", Created: now.Add(-3 * time.Hour), OnRemove: "keep", Adopted: true},
 		"files9": {
@@ -81,6 +86,7 @@ func newShelf(t *testing.T) *world {
 			{Name: "nas", Path: "/mnt/nas", FileSystem: "nfs4", Volumes: 2, Error: "the storage does not answer"},
 		},
 	}
+	s.vault = fullVault(now)
 	for name := range s.volumes {
 		s.docker[name] = volume.Volume{Name: name, Driver: "berth-vol:latest"}
 	}

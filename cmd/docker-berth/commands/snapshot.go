@@ -49,6 +49,21 @@ type pauseOptions struct {
 	max   time.Duration
 }
 
+func (o *pauseOptions) install(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&o.pause, "pause", false, "Pause the containers that use the volume as long as a snapshot takes")
+	cmd.Flags().DurationVar(&o.max, "pause-max", pause.DefaultMax, "How long they are paused at most")
+}
+
+func (o *pauseOptions) check(cmd *cobra.Command) error {
+	if o.max < pause.LeastMax || o.max > pause.MostMax {
+		return fault.Invalid("--pause-max %s: want at least %s and at most %s", o.max, pause.LeastMax, pause.MostMax)
+	}
+	if cmd.Flags().Changed("pause-max") && !o.pause {
+		return fault.Invalid("--pause-max is for --pause")
+	}
+	return nil
+}
+
 func (a *app) snapshotCreateCommand() *cobra.Command {
 	var o pauseOptions
 	cmd := &cobra.Command{
@@ -65,18 +80,14 @@ func (a *app) snapshotCreateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if o.max < pause.LeastMax || o.max > pause.MostMax {
-				return fault.Invalid("--pause-max %s: want at least %s and at most %s", o.max, pause.LeastMax, pause.MostMax)
-			}
-			if cmd.Flags().Changed("pause-max") && !o.pause {
-				return fault.Invalid("--pause-max is for --pause")
+			if err := o.check(cmd); err != nil {
+				return err
 			}
 			ctx, done := interruptible(cmd)
 			return done(a.createSnapshot(ctx, volume, snapshot, o))
 		},
 	}
-	cmd.Flags().BoolVar(&o.pause, "pause", false, "Pause the containers that use the volume as long as it takes")
-	cmd.Flags().DurationVar(&o.max, "pause-max", pause.DefaultMax, "How long they are paused at most")
+	o.install(cmd)
 	return cmd
 }
 
@@ -242,7 +253,7 @@ func (r *snapshotRow) Name() string { return r.s.Name }
 // Consistency is none, crash, frozen or paused.
 func (r *snapshotRow) Consistency() string { return string(r.s.Consistency) }
 
-// Origin is manual, schedule, rollback or clone.
+// Origin is manual, schedule, rollback, clone or backup.
 func (r *snapshotRow) Origin() string { return string(r.s.Origin) }
 
 // Used is what its removal would free; "" when not known.

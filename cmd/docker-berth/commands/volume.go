@@ -82,7 +82,8 @@ func (a *app) listVolumes(ctx context.Context, o *listOptions) error {
 			"Snapshots": "SNAPSHOTS", "Containers": "CONTAINERS", "Hosts": "HOSTS", "State": "STATE", "Error": "ERROR", "Created": "CREATED",
 			"CreatedAt": "CREATED AT", "UUID": "UUID", "Mountpoint": "MOUNTPOINT", "OnRemove": "ON REMOVE", "Protect": "PROTECT", "ReadOnly": "READ ONLY",
 			"Exclusive": "EXCLUSIVE", "Adopted": "ADOPTED", "Labels": "LABELS", "Schedule": "SCHEDULE", "Keep": "KEEP", "NextSnapshot": "NEXT SNAPSHOT",
-			"Consistency": "CONSISTENCY",
+			"Consistency": "CONSISTENCY", "BackupTarget": "BACKUP TARGET", "BackupSchedule": "BACKUP SCHEDULE", "BackupKeep": "BACKUP KEEP",
+			"NextBackup": "NEXT BACKUP", "LastBackup": "LAST BACKUP", "BackupError": "BACKUP ERROR",
 		},
 	}, rows)
 }
@@ -237,12 +238,32 @@ func (r *volumeRow) NextSnapshot() string { return until(r.schedule().Next) }
 // Consistency of a snapshot that nothing is paused for.
 func (r *volumeRow) Consistency() string { return string(r.v.Consistency) }
 
-func (r *volumeRow) schedule() control.Schedule {
-	if r.v.Schedule == nil {
-		return control.Schedule{}
+// BackupTarget is where a schedule backs it up to; "" is the only target there is.
+func (r *volumeRow) BackupTarget() string { return r.backup().Target }
+
+// BackupSchedule makes backups; "" is none.
+func (r *volumeRow) BackupSchedule() string { return r.backup().Schedule }
+
+// BackupKeep is how many backups stay.
+func (r *volumeRow) BackupKeep() string { return r.backup().Keep }
+
+// NextBackup is the time until the schedule makes one.
+func (r *volumeRow) NextBackup() string { return until(r.backup().Next) }
+
+// LastBackup is the age of the last good one that this host knows of; "" is none.
+func (r *volumeRow) LastBackup() string { return ago(r.backup().GoodTime) }
+
+// BackupError is what was wrong with the last one.
+func (r *volumeRow) BackupError() string { return r.backup().LastError }
+
+func (r *volumeRow) backup() control.VolumeBackup {
+	if r.v.Backup == nil {
+		return control.VolumeBackup{}
 	}
-	return *r.v.Schedule
+	return *r.v.Backup
 }
+
+func (r *volumeRow) schedule() control.Schedule { return scheduled(r.v.Schedule) }
 
 func (a *app) volumeInspectCommand() *cobra.Command {
 	var format string
