@@ -52,7 +52,7 @@ func TestBackupJSONIsOneObjectForEachLine(t *testing.T) {
 // Each of these is one request to the daemon, with all that the user said, and prints
 // what it made.
 func TestBackupRequests(t *testing.T) {
-	first := "nas/db@" + backupID("1")
+	first := "nas/db@11111111"
 	for _, c := range []struct {
 		args, out string
 		want      any
@@ -64,7 +64,7 @@ func TestBackupRequests(t *testing.T) {
 			"backup create db@before --target s3 --tag a --tag b-1 --full", first + "\n",
 			control.BackupRequest{Volume: "db", Snapshot: "before", Target: "s3", Tags: []string{"a", "b-1"}, Full: true},
 		},
-		{"backup rm nas/db@11111111 " + first, "nas/db@11111111\n" + first + "\n", control.RemoveBackupsRequest{References: []string{"nas/db@11111111", first}}},
+		{"backup rm nas/db@" + backupID("2") + " " + first, "nas/db@" + backupID("2") + "\n" + first + "\n", control.RemoveBackupsRequest{References: []string{"nas/db@" + backupID("2"), first}}},
 		{
 			"backup prune --target nas --volume db --keep 7d --all --force", "nas/db@22222222\n",
 			control.PruneBackupsRequest{Target: "nas", Volume: "db", Keep: "7d", All: true},
@@ -235,8 +235,8 @@ func TestIncompleteBackup(t *testing.T) {
 	var status cli.StatusError
 	assert.Assert(t, errors.As(err, &status), "%v", err)
 	assert.Equal(t, status.StatusCode, 3)
-	assert.ErrorContains(t, err, "nas/db@"+backupID("1")+" is incomplete")
-	assert.Equal(t, stdout, "nas/db@"+backupID("1")+"\n")
+	assert.ErrorContains(t, err, "nas/db@11111111 is incomplete")
+	assert.Equal(t, stdout, "nas/db@11111111\n")
 	assert.Equal(t, stderr, "data/a: permission denied\ndata/b: input/output error\n")
 }
 
@@ -298,7 +298,7 @@ func TestDamageIsAnExitStatus(t *testing.T) {
 func TestRestoreInPlaceTellsHowToGoBack(t *testing.T) {
 	_, stderr, err := newShelf(t).try("backup", "restore", "nas/db", "files9", "--in-place")
 	assert.NilError(t, err)
-	assert.Equal(t, stderr, "Volume files9 has the data of nas/db@"+backupID("1")+". What it had before is the snapshot:\n")
+	assert.Equal(t, stderr, "Volume files9 has the data of nas/db@11111111. What it had before is the snapshot:\n")
 }
 
 func TestBackupCompletion(t *testing.T) {

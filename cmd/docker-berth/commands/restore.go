@@ -23,8 +23,8 @@ func (a *app) backupRestoreCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "restore [OPTIONS] REFERENCE [NEW]", Short: "Make a volume with the data of a backup", Args: cli.RequiresRangeArgs(1, 2),
 		Long: "Make a volume with the data of a backup, named NEW or as it was, and print its name. It has\n" +
-			"the options of the volume that was backed up, where -o says nothing else. An interrupted\n" +
-			"restore leaves nothing behind.\n\n" +
+			"the options of the volume that was backed up, without those that say where it was (root and\n" +
+			"engine), where -o says nothing else. An interrupted restore leaves nothing behind.\n\n" +
 			"With --in-place the volume is there already and its data is replaced. What it had before\n" +
 			"becomes a snapshot, whose name is printed: docker berth volume rollback undoes the restore.\n" +
 			"Stop the containers that use the volume first.",

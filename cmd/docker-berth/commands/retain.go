@@ -35,7 +35,7 @@ func wantID(text string) error {
 	if err != nil {
 		return err
 	}
-	if strings.Trim(ref.Pick, "0123456789abcdef") != "" {
+	if !ref.ByID() {
 		return fault.Invalid("backup %s: want an ID instead of %s, as docker berth backup ls --target %s %s shows it: what %s means may change with every backup",
 			text, ref.Pick, ref.Target, ref.Volume, ref.Pick)
 	}

@@ -57,7 +57,7 @@ func newShelf(t *testing.T) *world {
 			Schedule: &control.Schedule{Spec: "@hourly", Keep: "24h:7d", Next: now.Add(20*time.Minute + 30*time.Second)}, Consistency: control.ConsistencyCrash, Instant: true,
 			Backup: &control.VolumeBackup{
 				Target: "nas", Schedule: "@daily", Keep: "7d:4w", Next: now.Add(5*time.Hour + time.Minute), Last: now.Add(-19 * time.Hour),
-				Good: "nas/db@" + backupID("3"), GoodTime: now.Add(-19 * time.Hour),
+				Good: "nas/db@33333333", GoodTime: now.Add(-19 * time.Hour),
 			},
 		},
 		"files10": {Name: "files10", UUID: "7d8f0c3a-0000-4000-8000-000000000002", State: control.VolumeReady, Engine: "dir", Root: "nas", Created: now.Add(-3 * time.Hour), OnRemove: "keep", Adopted: true},

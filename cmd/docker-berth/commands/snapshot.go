@@ -253,7 +253,7 @@ func (r *snapshotRow) Name() string { return r.s.Name }
 // Consistency is none, crash, frozen or paused.
 func (r *snapshotRow) Consistency() string { return string(r.s.Consistency) }
 
-// Origin is manual, schedule, rollback, clone or backup.
+// Origin is manual, schedule, rollback, restore, clone or backup.
 func (r *snapshotRow) Origin() string { return string(r.s.Origin) }
 
 // Used is what its removal would free; "" when not known.
