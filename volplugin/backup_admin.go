@@ -365,7 +365,6 @@ func (d *Driver) PruneBackups(ctx context.Context, req control.PruneBackupsReque
 		drop, err := d.pruneIn(ctx, name, req, given, report)
 		if err != nil {
 			out.Failed[name] = err.Error()
-			continue
 		}
 		for _, b := range drop {
 			out.Removed = append(out.Removed, shownBackup(name, b))
@@ -374,7 +373,8 @@ func (d *Driver) PruneBackups(ctx context.Context, req control.PruneBackupsReque
 	return out, ctx.Err()
 }
 
-// pruneIn applies policies to one target and frees the space.
+// pruneIn applies policies to one target and frees the space. It returns what is
+// removed, also beside an error.
 func (d *Driver) pruneIn(ctx context.Context, target string, req control.PruneBackupsRequest, given keep.Policy, report *reporter) ([]backup.Backup, error) {
 	_, eng, err := d.backups.engine(target)
 	if err != nil {

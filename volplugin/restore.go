@@ -37,7 +37,7 @@ func (d *Driver) restoreInto(ctx context.Context, rec volume.Record, dst *rooted
 	}
 	log := d.cfg.Log.WithField("volume", rec.Name)
 	log.Infof("restoring from backup %s of %s", referenceTo(ref.Target, found.Volume, found.ID), found.Time.UTC())
-	err = restoreChecked(ctx, eng, found, st.dir, nil, func(p backup.Progress) {
+	err = restoreChecked(ctx, eng, found, st.dir, rec.Source.Paths, func(p backup.Progress) {
 		if progress != nil {
 			progress(engine.Progress{Files: p.Files, TotalFiles: p.TotalFiles, Bytes: p.Bytes, TotalBytes: p.TotalBytes})
 		}
@@ -131,8 +131,8 @@ func (d *Driver) RestoreBackup(ctx context.Context, req control.RestoreRequest, 
 	if req.InPlace && len(req.Options) > 0 {
 		return out, fault.Invalid("options do not go with a restore in place: the volume has its own")
 	}
-	if len(req.Paths) > 0 {
-		return out, fault.Invalid("restoring single paths is not there yet")
+	if req.InPlace && len(req.Paths) > 0 {
+		return out, fault.Invalid("single paths are not restored in place: restore them into a new volume, and copy what you need")
 	}
 	for _, name := range []string{"from", "seed", "from-backup"} {
 		if _, ok := req.Options[name]; ok {
@@ -159,6 +159,7 @@ func (d *Driver) RestoreBackup(ctx context.Context, req control.RestoreRequest, 
 	maps.Copy(given, req.Options)
 	given["from-backup"] = ref.String()
 	out.Volume, err = d.makeFilled(ctx, req.Name, given, tell, func(ctx context.Context, root *volume.Root, spec options.Spec) (volume.Record, error) {
+		spec.BackupPaths = req.Paths
 		rec, begun, err := root.CreateBegin(ctx, req.Name, spec)
 		if err == nil && !begun {
 			err = fault.Conflict("volume %s exists already", req.Name)

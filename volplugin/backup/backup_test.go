@@ -101,6 +101,9 @@ func good() backup.Target {
 
 func TestTargetsThatCannotBe(t *testing.T) {
 	assert.NilError(t, good().Check())
+	rest := good()
+	rest.Environment = map[string]string{"RESTIC_REST_PASSWORD": "x"}
+	assert.NilError(t, rest.Check())
 	for want, change := range map[string]func(*backup.Target){
 		"want at most 63 letters":           func(t *backup.Target) { t.Name = "../x" },
 		"a password is needed":              func(t *backup.Target) { t.Password = "" },

@@ -67,6 +67,9 @@ var FileVariables = []string{"AWS_CA_BUNDLE", "AWS_SHARED_CREDENTIALS_FILE", "GO
 // reserved begin the names of variables that would change what Berth asks for.
 var reserved = []string{"RESTIC_", "LD_", "PATH", "HOME", "TMPDIR", "XDG_", "GO"}
 
+// allowed are variables of repositories' places that begin like reserved ones.
+var allowed = []string{"GOOGLE_PROJECT_ID", "GOOGLE_ACCESS_TOKEN", "RESTIC_REST_USERNAME", "RESTIC_REST_PASSWORD"}
+
 // Check refuses what no engine could work with, without looking at the repository. The
 // error is invalid and holds no secret.
 func (t Target) Check() error {
@@ -99,7 +102,7 @@ func (t Target) Check() error {
 			return wrong("variable %.80q: want capital letters, digits and _", name)
 		}
 		for _, prefix := range reserved {
-			if strings.HasPrefix(name, prefix) && name != "GOOGLE_PROJECT_ID" && name != "GOOGLE_ACCESS_TOKEN" {
+			if strings.HasPrefix(name, prefix) && !slices.Contains(allowed, name) {
 				return wrong("variable %s cannot be set", name)
 			}
 		}

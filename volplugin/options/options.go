@@ -81,6 +81,9 @@ type Spec struct {
 	// backup.ParseReference reads; "" is none. It is never set together with From or
 	// Seed.
 	FromBackup string
+	// BackupPaths limit what is restored, as backup.Engine's Restore takes them; no
+	// option sets them.
+	BackupPaths []string
 	// Exclusive lets one host at a time have the volume. Whether false was asked for,
 	// which some engines cannot do, is in Given.
 	Exclusive bool

@@ -141,6 +141,8 @@ type Source struct {
 	Copy  bool   `json:"copy,omitempty"`
 	// Backup is the reference of a backup, as backup.ParseReference reads it.
 	Backup string `json:"backup,omitempty"`
+	// Paths below the data limit what is restored; none are all.
+	Paths []string `json:"paths,omitempty"`
 	// Kept is set while a backup is restored in the place of a volume's data: it is the
 	// snapshot of what was there before.
 	Kept string `json:"kept,omitempty"`

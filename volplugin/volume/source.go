@@ -33,7 +33,7 @@ func (r *Root) sourceOf(spec options.Spec) (*Source, *Record, error) {
 		if r.Restore == nil {
 			return nil, nil, fault.Unavailable("option from-backup=%s: this Berth keeps no backups", spec.FromBackup)
 		}
-		return &Source{Backup: spec.FromBackup}, nil, nil
+		return &Source{Backup: spec.FromBackup, Paths: spec.BackupPaths}, nil, nil
 	case spec.From != nil:
 		return r.volumeSource("from", spec.From.String())
 	case spec.Seed == "":
