@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"time"
 
 	"github.com/google/uuid"
@@ -407,3 +408,6 @@ func isUUID(s string) bool {
 	id, err := uuid.Parse(s)
 	return err == nil && id.String() == s
 }
+
+// isZero tells whether nothing is said.
+func (s Source) isZero() bool { return reflect.DeepEqual(s, Source{}) }

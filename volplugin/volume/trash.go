@@ -459,7 +459,7 @@ func (r *Root) reinstate(ctx context.Context, rec Record) (Record, error) {
 	}
 	return r.advance(ctx, rec, func(now *Record) {
 		now.Phase, now.Host, now.Source.Trash = Ready, "", false
-		if *now.Source == (Source{}) {
+		if now.Source.isZero() {
 			now.Source = nil
 		}
 	})
