@@ -27,9 +27,10 @@ var (
 	dirFlag     = flag.String("scenarios", "testdata/scenario", "directory of the scenarios")
 )
 
-// running bounds how many scenarios run at once, and numbered names their hosts.
+// running bounds how many scenarios run at once: they wait a good part of their time,
+// so that three keep two cores busy. numbered names their hosts.
 var (
-	running  = make(chan struct{}, 2)
+	running  = make(chan struct{}, 3)
 	numbered atomic.Int32
 )
 
