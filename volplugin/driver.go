@@ -462,7 +462,8 @@ func (d *Driver) Remove(ctx context.Context, req *api.RemoveRequest) error {
 		return err
 	}
 	return d.change(ctx, req.Name, d.storeOf, func(ctx context.Context, s *store, _ func() bool) error {
-		s.fills.stop(ctx, d.ledger.view(s.key, req.Name).Record.UUID)
+		known := d.ledger.view(s.key, req.Name).Record
+		s.fills.stop(ctx, known.UUID)
 		unlock, err := d.ops.Lock(ctx, req.Name)
 		if err != nil {
 			return fault.Conflict("volume %s: another operation has not ended, a snapshot or a copy perhaps; try again later", req.Name)
@@ -483,7 +484,13 @@ func (d *Driver) Remove(ctx context.Context, req *api.RemoveRequest) error {
 			return err
 		}
 		s.wakePurge()
-		return s.ledger.remember(s.key, req.Name, nil)
+		if err := s.ledger.remember(s.key, req.Name, nil); err != nil {
+			return err
+		}
+		if known.Schedule != "" {
+			d.schedules.Wake() // it forgets what is gone
+		}
+		return nil
 	})
 }
 
