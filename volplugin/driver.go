@@ -66,13 +66,13 @@ type Driver struct {
 
 var _ pluginapi.VolumeDriver = (*Driver)(nil)
 
-// New makes a driver from what an earlier process has kept in cfg.DB. It does not
+// New makes a driver from what an earlier process has kept in cfg.DB and cfg.Counts. It does not
 // touch a root, so it cannot hang on storage that is away.
 func New(cfg Config) (*Driver, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	ledger, err := openLedger(cfg.DB, cfg.Log, cfg.HostID)
+	ledger, err := openLedger(cfg.DB, cfg.Counts, cfg.Log, cfg.HostID)
 	if err != nil {
 		return nil, fmt.Errorf("load volumes: %w", err)
 	}
