@@ -15,7 +15,7 @@ import (
 	"github.com/berth-plugin/berth/integration/lab"
 )
 
-var killsFlag = flag.Int("kills", 0, "how often the engine is killed while containers start; 0 is 5, or 100 with -full")
+var killsFlag = flag.Int("kills", 0, "how often the engine is killed while containers start (0 is 5, or 100 with -full), and the plugin while volumes change (0 is 8, or 200 with -full)")
 
 // The engine is killed over and over while containers start on a LAN. Whatever dockerd
 // has forgotten of them, no address is given to two, none is lost for good, and nothing

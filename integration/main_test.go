@@ -19,6 +19,10 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	code := m.Run()
+	if err := model.close(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
 	left, err := lab.LeftBehind(lab.TestPrefix())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -27,9 +27,10 @@ var (
 	dirFlag     = flag.String("scenarios", "testdata/scenario", "directory of the scenarios")
 )
 
-// running bounds how many scenarios run at once, and numbered names their hosts.
+// running bounds how many scenarios run at once: they wait a good part of their time,
+// so that three keep two cores busy. numbered names their hosts.
 var (
-	running  = make(chan struct{}, 2)
+	running  = make(chan struct{}, 3)
 	numbered atomic.Int32
 )
 
@@ -246,9 +247,12 @@ type scenario struct {
 	started map[string]chan outcome
 }
 
+// scenarioStart is how long the hosts of a scenario may take until it can begin.
+const scenarioStart = 3 * time.Minute
+
 func newScenario(t *testing.T, head header, r run) *scenario {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), scenarioStart)
 	defer cancel()
 	start := time.Now()
 	assert.NilError(t, os.RemoveAll(filepath.Join(lab.Dir(), "failed", logName(t))))
@@ -259,6 +263,8 @@ func newScenario(t *testing.T, head header, r run) *scenario {
 	for _, p := range head.plugins {
 		assert.NilError(t, lab.PluginBuilt(r.mode, p))
 	}
+	like, err := model.like(r, head.plugins)
+	assert.NilError(t, err)
 	s := &scenario{header: head, run: r, rebooted: map[string]bool{}, started: map[string]chan outcome{}}
 	base := fmt.Sprintf("%s%d", lab.TestPrefix(), numbered.Add(1))
 	if head.wired || head.hosts > 1 || head.nics > 1 {
@@ -267,7 +273,7 @@ func newScenario(t *testing.T, head header, r run) *scenario {
 	for i := range head.hosts {
 		h := lab.NewHost(t, lab.Options{
 			Name: fmt.Sprintf("%s-h%d", base, i+1), Engine: r.engine, LAN: s.lan, NICs: head.nics, DaemonArgs: head.engineArgs,
-			VolumesOn: head.volumesOn,
+			VolumesOn: head.volumesOn, Like: like,
 		})
 		s.hosts = append(s.hosts, h)
 		t.Cleanup(func() { keepFailed(t, h) })
@@ -276,7 +282,11 @@ func newScenario(t *testing.T, head header, r run) *scenario {
 			if p != "berth-vol" {
 				settings = head.settings
 			}
-			assert.NilError(t, h.InstallPlugin(ctx, r.mode, p, settings...))
+			if r.mode == lab.Managed {
+				assert.NilError(t, h.EnablePlugin(ctx, p, settings...))
+			} else {
+				assert.NilError(t, h.InstallPlugin(ctx, r.mode, p, settings...))
+			}
 		}
 		s.warmUp(ctx, t, h)
 		snap, err := h.Snapshot(ctx)

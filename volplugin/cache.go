@@ -58,10 +58,11 @@ func (s *store) find(ctx context.Context, name string) (v seenVolume, away, err 
 	return v, nil, fault.Unavailable("volume %s: %w", name, away)
 }
 
-// look reads one record from the root and learns from it. The error is
-// volume.ErrNoRecord when there is none.
+// look reads one record from the root, if it is not the one that this host has seen, and
+// learns from it. The error is volume.ErrNoRecord when there is none.
 func (s *store) look(ctx context.Context, name string) (seenVolume, error) {
 	since := s.ledger.now(s.key)
+	known := s.ledger.view(s.key, name)
 	var v seenVolume
 	err := s.looks.run(ctx, func() {}, func(ctx context.Context, commit func() bool) error {
 		defer s.hung.Store(false)
@@ -73,7 +74,7 @@ func (s *store) look(ctx context.Context, name string) (seenVolume, error) {
 			return err
 		}
 		defer root.Close()
-		entry, err := root.Entry(name)
+		entry, err := root.Entry(name, known.entry())
 		if err != nil && !errors.Is(err, volume.ErrNoRecord) {
 			return err
 		}
@@ -231,7 +232,7 @@ func (s *store) noteHang(ctx context.Context, err error) {
 
 // entryStamp reads the stamp of a record that was just written.
 func entryStamp(root *volume.Root, name string) rooted.Stamp {
-	entry, err := root.Entry(name)
+	entry, err := root.Entry(name, volume.Entry{})
 	if err != nil {
 		return rooted.Stamp{} // differs from every file; the next look reads it
 	}

@@ -57,8 +57,9 @@ type Config struct {
 	Tell func(notify.Event)
 	// CheckMounts, when set, is asked by each Mount and refuses it with its error.
 	CheckMounts func() error
-	// DB keeps this host's cache and counts. The caller closes it after Run.
-	DB *state.DB
+	// DB keeps this host's cache, Counts how many containers have which volume. The
+	// caller closes them after Run.
+	DB, Counts *state.DB
 	// HostID names this host in records, unlike all others on the root. "" makes
 	// one and keeps it in DB.
 	HostID string
@@ -86,8 +87,8 @@ func (c *Config) complete() error {
 	if err := c.checkRoots(); err != nil {
 		return err
 	}
-	if c.DB == nil {
-		return fault.Invalid("volumes need a state file")
+	if c.DB == nil || c.Counts == nil {
+		return fault.Invalid("volumes need a state file, and one for the counts of mounts")
 	}
 	if c.Log == nil {
 		c.Log = logrus.NewEntry(logrus.StandardLogger())

@@ -54,11 +54,15 @@ func (o order) obey() error {
 	if err != nil {
 		return err
 	}
+	counts, err := OpenCounts(filepath.Dir(o.DB))
+	if err != nil {
+		return err
+	}
 	steps := 0
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	d, err := New(Config{
-		Root: o.Root, MountBase: o.Base, ShareBase: o.Shares, DB: db,
+		Root: o.Root, MountBase: o.Base, ShareBase: o.Shares, DB: db, Counts: counts,
 		mount: (&fileServer{dir: o.Server}).mount, Log: logrus.NewEntry(log),
 		BootID: func() (string, error) { return "boot-1", nil },
 		step: func(string, string) error {

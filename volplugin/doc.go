@@ -72,8 +72,9 @@
 // # Mounts and mount IDs
 //
 // dockerd gives each mount of a container an ID. Mounts are counted by volume and
-// ID, in the state file, with the boot they belong to. What makes a count true is
-// the mount itself, which mountinfo shows:
+// ID, in a file of their own, with the boot they belong to. No count outlives its boot, so
+// the file is not synced: it is there after this process was killed, which is what it is
+// for. What makes a count true is the mount itself, which mountinfo shows:
 //
 //   - This process was killed: the mounts are in the host's propagated mount and
 //     still there for its successor, and so are their counts. Nothing is mounted

@@ -70,13 +70,13 @@ type Driver struct {
 
 var _ pluginapi.VolumeDriver = (*Driver)(nil)
 
-// New makes a driver from what an earlier process has kept in cfg.DB. It does not
+// New makes a driver from what an earlier process has kept in cfg.DB and cfg.Counts. It does not
 // touch a root, so it cannot hang on storage that is away.
 func New(cfg Config) (*Driver, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	ledger, err := openLedger(cfg.DB, cfg.Log, cfg.HostID)
+	ledger, err := openLedger(cfg.DB, cfg.Counts, cfg.Log, cfg.HostID)
 	if err != nil {
 		return nil, fmt.Errorf("load volumes: %w", err)
 	}
@@ -475,7 +475,8 @@ func (d *Driver) Remove(ctx context.Context, req *api.RemoveRequest) error {
 		return err
 	}
 	return d.change(ctx, req.Name, d.storeOf, func(ctx context.Context, s *store, _ func() bool) error {
-		s.fills.stop(ctx, d.ledger.view(s.key, req.Name).Record.UUID)
+		known := d.ledger.view(s.key, req.Name).Record
+		s.fills.stop(ctx, known.UUID)
 		unlock, err := d.ops.Lock(ctx, req.Name)
 		if err != nil {
 			return fault.Conflict("volume %s: another operation has not ended, a snapshot or a copy perhaps; try again later", req.Name)
@@ -496,7 +497,13 @@ func (d *Driver) Remove(ctx context.Context, req *api.RemoveRequest) error {
 			return err
 		}
 		s.wakePurge()
-		return s.ledger.remember(s.key, req.Name, nil)
+		if err := s.ledger.remember(s.key, req.Name, nil); err != nil {
+			return err
+		}
+		if known.Schedule != "" {
+			d.schedules.Wake() // it forgets what is gone
+		}
+		return nil
 	})
 }
 

@@ -70,6 +70,8 @@ func (h *host) start() {
 	db, err := OpenState(filepath.Join(h.dir, "vol", "state.db"))
 	assert.NilError(h.t, err)
 	h.cfg.DB = db
+	h.cfg.Counts, err = OpenCounts(filepath.Join(h.dir, "vol"))
+	assert.NilError(h.t, err)
 	h.Driver, err = New(h.cfg)
 	assert.NilError(h.t, err)
 	assert.NilError(h.t, h.Recover(context.Background()))
@@ -78,7 +80,7 @@ func (h *host) start() {
 func (h *host) stop() {
 	h.endTasks()
 	h.running.Wait()
-	assert.NilError(h.t, h.cfg.DB.Close())
+	assert.NilError(h.t, errors.Join(h.cfg.DB.Close(), h.cfg.Counts.Close()))
 }
 
 // restart is what dockerd does when the plugin's process dies.

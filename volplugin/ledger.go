@@ -29,6 +29,8 @@ var (
 	// ownersBucket has, by the volume's name, the key of the store whose volume the
 	// name means.
 	ownersBucket = state.NewBucket[string]("volume-owners")
+	// mountsBucket is in the file of the counts. Before schema version 3 it was in the
+	// state file.
 	mountsBucket = state.NewBucket[volumeMounts]("volume-mounts")
 )
 
@@ -85,12 +87,12 @@ func splitCacheKey(key string) (store, name string) {
 	return key[:max(i, 0)], key[i+1:]
 }
 
-// A ledger is what this host knows of volumes: its state file, and the same in
-// memory. It never touches a root, so no call of it can hang on storage. All
+// A ledger is what this host knows of volumes: its state file and its counts of mounts,
+// and the same in memory. It never touches a root, so no call of it can hang on storage. All
 // methods may be called concurrently.
 type ledger struct {
-	db  *state.DB
-	log *logrus.Entry
+	db, counts *state.DB
+	log        *logrus.Entry
 	// hostID names this host in records.
 	hostID string
 
@@ -120,9 +122,9 @@ type page struct {
 type moment uint64
 
 // openLedger reads what an earlier process has kept. hostID is as in Config.
-func openLedger(db *state.DB, log *logrus.Entry, hostID string) (*ledger, error) {
+func openLedger(db, counts *state.DB, log *logrus.Entry, hostID string) (*ledger, error) {
 	l := &ledger{
-		db: db, log: log, hostID: hostID,
+		db: db, counts: counts, log: log, hostID: hostID,
 		pages: map[string]*page{}, owners: map[string]string{}, mounts: map[string]volumeMounts{},
 	}
 	err := db.Update(func(tx *state.Tx) error {
@@ -143,13 +145,45 @@ func openLedger(db *state.DB, log *logrus.Entry, hostID string) (*ledger, error)
 				l.owners[name] = key
 				return nil
 			}),
-			mountsBucket.Each(tx, func(name string, m volumeMounts) error {
-				l.mounts[name] = m
-				return nil
-			}),
 		)
 	})
-	return l, err
+	if err != nil {
+		return nil, err
+	}
+	return l, l.readMounts()
+}
+
+// readMounts reads the counts, and moves those that an earlier version has in the
+// state file.
+func (l *ledger) readMounts() error {
+	read := func(tx *state.Tx) error {
+		return mountsBucket.Each(tx, func(name string, m volumeMounts) error {
+			l.mounts[name] = m
+			return nil
+		})
+	}
+	if err := l.db.View(read); err != nil {
+		return err
+	}
+	moved := maps.Clone(l.mounts)
+	if err := l.counts.Update(func(tx *state.Tx) error {
+		for name, m := range moved {
+			if err := mountsBucket.Put(tx, name, m); err != nil {
+				return err
+			}
+		}
+		return read(tx)
+	}); err != nil || len(moved) == 0 {
+		return err
+	}
+	return l.db.Update(func(tx *state.Tx) error {
+		for name := range moved {
+			if err := mountsBucket.Delete(tx, name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func (l *ledger) readHostID(tx *state.Tx) error {
@@ -449,9 +483,9 @@ func (l *ledger) drop(key string) error {
 }
 
 // setMounts stores the mounts of one volume; none removes the entry. Memory
-// changes only when the state file has.
+// changes only when the file has.
 func (l *ledger) setMounts(name string, m volumeMounts) error {
-	err := l.db.Update(func(tx *state.Tx) error {
+	err := l.counts.Update(func(tx *state.Tx) error {
 		if m.IDs.Total() == 0 {
 			return mountsBucket.Delete(tx, name)
 		}

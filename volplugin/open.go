@@ -2,6 +2,10 @@ package volplugin
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -10,13 +14,45 @@ import (
 
 // schemaVersion is that of the buckets in ledger.go: the names of the fields of
 // their record types, and of the types in them.
-const schemaVersion = 2
+const schemaVersion = 3
 
-// OpenState opens this host's cache and counts, one file for each host. The errors
-// are those of state.Open.
+// OpenState opens this host's cache, one file for each host. The errors are those of
+// state.Open.
 func OpenState(path string) (*state.DB, error) {
-	return state.Open(path, state.Options{Version: schemaVersion, Migrations: []state.Migration{toStores}})
+	return state.Open(path, state.Options{Version: schemaVersion, Migrations: []state.Migration{toStores, toCounts}})
 }
+
+// countsVersion is that of the mounts' bucket in ledger.go.
+const countsVersion = 1
+
+// OpenCounts opens the counts of mounts in the directory dir. They are void after a
+// reboot, so they have a file for each boot, which is not synced: a Mount need not
+// wait for the disk. Files of earlier boots are removed. The errors are those of
+// state.Open.
+func OpenCounts(dir string) (*state.DB, error) {
+	boot, err := kernelBootID()
+	if err != nil {
+		return nil, fmt.Errorf("boot ID: %w", err)
+	}
+	path := filepath.Join(dir, "mounts-"+boot+".db")
+	old, err := filepath.Glob(filepath.Join(dir, "mounts-*.db"))
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range old {
+		if file == path {
+			continue
+		}
+		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+	}
+	return state.Open(path, state.Options{Version: countsVersion, NoSync: true})
+}
+
+// toCounts marks files without counts of mounts, which earlier versions would miss.
+// openLedger moves those that are there.
+func toCounts(*bolt.Tx) error { return nil }
 
 // toStores puts what was of the only root, in version 1, under the key of the
 // default one.

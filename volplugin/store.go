@@ -313,7 +313,7 @@ func (s *store) settleSnapshots(ctx context.Context) error {
 
 // relearn stores what the root shows after this process changed a volume.
 func (s *store) relearn(root *volume.Root, name string) error {
-	entry, err := root.Entry(name)
+	entry, err := root.Entry(name, volume.Entry{})
 	if errors.Is(err, volume.ErrNoRecord) || err == nil && !isVisible(entry) {
 		return s.ledger.remember(s.key, name, nil)
 	}

@@ -1,6 +1,7 @@
 package volplugin
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -260,6 +261,10 @@ func TestTheStateOfVersion1IsTakenOver(t *testing.T) {
 	assert.NilError(t, err)
 	h.list()
 	h.stop()
+	counts, err := filepath.Glob(filepath.Join(h.dir, "vol", "mounts-*.db"))
+	assert.NilError(t, err)
+	assert.Equal(t, len(counts), 1)
+	assert.NilError(t, os.Remove(counts[0]))
 	db, err := bolt.Open(filepath.Join(h.dir, "vol", "state.db"), 0o600, nil)
 	assert.NilError(t, err)
 	assert.NilError(t, db.Update(asVersion1))
@@ -275,9 +280,28 @@ func TestTheStateOfVersion1IsTakenOver(t *testing.T) {
 	assert.NilError(t, os.Rename(away, root))
 	assert.Assert(t, errdefs.IsConflict(h.remove("db")))
 	assert.NilError(t, h.remove("web"))
+	h.restart()
+	assert.Equal(t, h.status("db")["mounts"], 1.0)
 	assert.NilError(t, h.unmount("db", "id"))
 	h.restart()
 	assert.DeepEqual(t, h.list(), []string{"db"})
+	assert.Equal(t, h.status("db")["mounts"], 0.0)
+}
+
+// A file that is not synced may be damaged after a crash of the machine, and is void.
+func TestCountsOfAnEarlierBootAreNotOpened(t *testing.T) {
+	dir := t.TempDir()
+	earlier, other := filepath.Join(dir, "mounts-4f2c1a7e.db"), filepath.Join(dir, "state.db")
+	for _, path := range []string{earlier, other} {
+		write(t, path, "torn")
+	}
+	for range 2 {
+		counts, err := OpenCounts(dir)
+		assert.NilError(t, err)
+		assert.NilError(t, counts.Close())
+	}
+	assert.Assert(t, !exists(earlier))
+	assert.Equal(t, read(t, other), "torn")
 }
 
 // asVersion1 makes of a state file one of version 1: records as they were, without
@@ -305,8 +329,9 @@ func asVersion1(tx *bolt.Tx) error {
 		err = tx.DeleteBucket([]byte("volume-owners"))
 	}
 	if err == nil {
-		err = tx.Bucket([]byte("volume-mounts")).Put([]byte("db"), slices.Concat(
-			[]byte(`{"UUID":"`), uuidOf(tx), []byte(`","Boot":"boot-1","IDs":{"id":1}}`)))
+		err = writeAll(tx, "volume-mounts", map[string]json.RawMessage{
+			"db": slices.Concat([]byte(`{"UUID":"`), uuidOf(tx), []byte(`","Boot":"boot-1","IDs":{"id":1}}`)),
+		})
 	}
 	if err == nil {
 		err = tx.Bucket([]byte("meta")).Put([]byte("schema-version"), []byte("1"))

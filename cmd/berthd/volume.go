@@ -34,8 +34,13 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 		return started{}, err
 	}
 	open.add(db.Close)
+	counts, err := volplugin.OpenCounts(filepath.Join(d.stateDir, "vol"))
+	if err != nil {
+		return started{}, err
+	}
+	open.add(counts.Close)
 	cfg := volplugin.Config{
-		Root: d.dataDir, Roots: roots, ShareBase: filepath.Join(d.stateDir, "vol", "shares"), DB: db, Log: d.log,
+		Root: d.dataDir, Roots: roots, ShareBase: filepath.Join(d.stateDir, "vol", "shares"), DB: db, Counts: counts, Log: d.log,
 		Local: d.runDir("attached"), SpecialBase: d.runDir("mounted"),
 	}
 	watch := func(context.Context) {}

@@ -33,6 +33,9 @@ type Options struct {
 	DaemonArgs []string
 	// BuildDir is where plugins are installed from; BuildDir() when empty.
 	BuildDir string
+	// Like, when set, is a host with the same engine that is off: the new one's engine
+	// begins with a copy of what that one's had, images and plugins for example.
+	Like *Host `json:"-"`
 	// LAN, when set, gives the host an eth0 with an address and a default route.
 	LAN *LAN `json:"-"`
 	// NICs is how many links the host has to its LAN, at most 9; 0 means 1. Those
@@ -131,6 +134,9 @@ func New(ctx context.Context, opts Options) (*Host, error) {
 	if err == nil && opts.VolumesOn != "" {
 		err = makeVolumesImage(ctx, h.volumesImage(), opts.VolumesOn)
 	}
+	if err == nil && opts.Like != nil {
+		err = h.copyEngine(ctx, opts.Like)
+	}
 	if err == nil {
 		err = h.Start(ctx)
 	}
@@ -147,6 +153,19 @@ func New(ctx context.Context, opts Options) (*Host, error) {
 		return nil, errors.Join(err, h.Close())
 	}
 	return h, nil
+}
+
+// copyEngine copies the engine's directory of a host that is off.
+func (h *Host) copyEngine(ctx context.Context, from *Host) error {
+	if from.Running() || from.engine.Version != h.engine.Version {
+		return fmt.Errorf("host %s cannot be like %s: that has to be off, and to have engine %s", h.Name, from.Name, h.engine.Version)
+	}
+	dir := func(h *Host) string { return filepath.Join(h.Dir, "disk/docker") }
+	out, err := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", dir(from)+"/.", dir(h)).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("copy the engine of host %s: %w: %s", from.Name, err, out)
+	}
+	return nil
 }
 
 // Open takes over a detached host that another process made.

@@ -11,6 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/volume"
 	"go.etcd.io/bbolt"
 )
 
@@ -44,9 +47,6 @@ func probes() []probe {
 		{"nftables", []string{"nft", "-s", "list", "tables"}, strings.TrimSpace},
 		{"processes", []string{"busybox", "ps", "-o", "comm"}, processName},
 		{"plugin sockets", []string{"find", "/run/docker/plugins", "-maxdepth", "1", "-name", "*.sock"}, strings.TrimSpace},
-		{"containers", []string{"docker", "ps", "-a", "--format", "{{.Names}}"}, strings.TrimSpace},
-		{"networks", []string{"docker", "network", "ls", "--format", "{{.Name}}"}, strings.TrimSpace},
-		{"volumes", []string{"docker", "volume", "ls", "--format", "{{.Name}}"}, strings.TrimSpace},
 	}
 	for _, family := range []string{"iptables", "ip6tables"} {
 		for _, variant := range []string{"nft", "legacy"} {
@@ -105,9 +105,6 @@ func processName(line string) string {
 func (h *Host) Snapshot(ctx context.Context) (Snapshot, error) {
 	snap := Snapshot{}
 	for _, p := range probes() {
-		if p.argv[0] == "docker" && h.opts.NoEngine {
-			continue
-		}
 		res, err := h.Exec(ctx, p.argv...)
 		if err != nil && p.argv[0] != "find" {
 			return nil, fmt.Errorf("snapshot of %s: %w", h.Name, err)
@@ -116,6 +113,11 @@ func (h *Host) Snapshot(ctx context.Context) (Snapshot, error) {
 			if entry := p.keep(line); entry != "" {
 				snap[p.section] = append(snap[p.section], entry)
 			}
+		}
+	}
+	if !h.opts.NoEngine {
+		if err := h.engineEntries(ctx, snap); err != nil {
+			return nil, fmt.Errorf("snapshot of %s: %w", h.Name, err)
 		}
 	}
 	ruleset, err := h.Exec(ctx, "nft", "-s", "list", "ruleset")
@@ -128,6 +130,40 @@ func (h *Host) Snapshot(ctx context.Context) (Snapshot, error) {
 	}
 	snap["data"], err = h.dataEntries()
 	return snap, err
+}
+
+// engineEntries adds the names of containers, networks and volumes. It asks the engine
+// itself: three more commands would take longer than all others.
+func (h *Host) engineEntries(ctx context.Context, snap Snapshot) error {
+	c, err := h.Client()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	containers, err := c.ContainerList(ctx, container.ListOptions{All: true})
+	if err != nil {
+		return err
+	}
+	for _, one := range containers {
+		for _, name := range one.Names {
+			snap["containers"] = append(snap["containers"], strings.TrimPrefix(name, "/"))
+		}
+	}
+	networks, err := c.NetworkList(ctx, network.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, one := range networks {
+		snap["networks"] = append(snap["networks"], one.Name)
+	}
+	volumes, err := c.VolumeList(ctx, volume.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, one := range volumes.Volumes {
+		snap["volumes"] = append(snap["volumes"], one.Name)
+	}
+	return nil
 }
 
 // rulesetEntries gives every line of `nft list ruleset` its table and chain.

@@ -81,22 +81,44 @@ func pluginBuilt(dir string, mode Mode, name string) error {
 // InstallPlugin installs and starts a plugin out of the build directory. Settings
 // are NAME=value: `docker plugin set` when managed, environment when unmanaged.
 func (h *Host) InstallPlugin(ctx context.Context, mode Mode, name string, settings ...string) error {
+	if mode == Managed {
+		if err := h.CreatePlugin(ctx, name); err != nil {
+			return err
+		}
+		return h.EnablePlugin(ctx, name, settings...)
+	}
 	if err := pluginBuilt(h.opts.BuildDir, mode, name); err != nil {
 		return err
 	}
-	if _, err := h.Exec(ctx, "mkdir", "-p", dataDir); err != nil {
+	if err := h.makeDataDir(ctx); err != nil {
 		return err
 	}
-	if mode == Unmanaged {
-		p := unmanagedPlugin{Name: name, Env: settings}
-		if err := h.startUnmanaged(ctx, p); err != nil {
-			return err
-		}
-		h.plugins = append(h.plugins, p)
-		return h.save()
+	p := unmanagedPlugin{Name: name, Env: settings}
+	if err := h.startUnmanaged(ctx, p); err != nil {
+		return err
 	}
-	dir := filepath.Join(h.opts.BuildDir, "plugin", name)
-	steps := [][]string{{"plugin", "create", name, dir}}
+	h.plugins = append(h.plugins, p)
+	return h.save()
+}
+
+// CreatePlugin is the first half of InstallPlugin for a managed plugin: the engine has
+// it afterwards, and it does not run.
+func (h *Host) CreatePlugin(ctx context.Context, name string) error {
+	if err := pluginBuilt(h.opts.BuildDir, Managed, name); err != nil {
+		return err
+	}
+	if _, err := h.Docker(ctx, "plugin", "create", name, filepath.Join(h.opts.BuildDir, "plugin", name)); err != nil {
+		return fmt.Errorf("install %s: %w", name, err)
+	}
+	return nil
+}
+
+// EnablePlugin is the second half of InstallPlugin for a managed plugin.
+func (h *Host) EnablePlugin(ctx context.Context, name string, settings ...string) error {
+	if err := h.makeDataDir(ctx); err != nil {
+		return err
+	}
+	var steps [][]string
 	if len(settings) > 0 {
 		steps = append(steps, append([]string{"plugin", "set", name}, settings...))
 	}
@@ -107,6 +129,11 @@ func (h *Host) InstallPlugin(ctx context.Context, mode Mode, name string, settin
 		}
 	}
 	return nil
+}
+
+func (h *Host) makeDataDir(ctx context.Context) error {
+	_, err := h.Exec(ctx, "mkdir", "-p", dataDir)
+	return err
 }
 
 func pluginSocket(name string) string { return "/run/docker/plugins/" + name + ".sock" }

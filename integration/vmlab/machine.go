@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,6 +41,9 @@ type machine struct {
 	opts  Options
 	shell string        // path of the socket for a shell, or "" for none
 	used  time.Duration // the guest's processor time, after run
+
+	tests    string            // path of the test binary, after build
+	binaries map[string]string // the host's paths by the guest's, as Options.Files, after build
 }
 
 // limit is how long the guest may live. One with a shell ends when its user wants.
@@ -50,16 +54,16 @@ func (m machine) limit() time.Duration {
 	return m.opts.timeout()
 }
 
-func (m machine) testBinary() string { return filepath.Join(m.work, "guest.test") }
-
-// build compiles the tests of the current directory's package, which is the one
-// under test, and the binaries that the guest is to have.
-func (m machine) build(ctx context.Context) error {
-	if err := goTool(ctx, "test", "-c", "-o", m.testBinary(), "."); err != nil {
+// build compiles the tests of the current directory's package and the binaries that
+// the guest is to have.
+func (m *machine) build(ctx context.Context) error {
+	var err error
+	if m.tests, err = programs.tests(ctx); err != nil {
 		return err
 	}
+	m.binaries = map[string]string{}
 	for name, pkg := range m.opts.Binaries {
-		if err := goTool(ctx, "build", "-trimpath", "-o", filepath.Join(m.work, "payload", name), pkg); err != nil {
+		if m.binaries[name], err = programs.binary(ctx, pkg); err != nil {
 			return err
 		}
 	}
@@ -138,7 +142,7 @@ func (m *machine) run(ctx context.Context, live io.Writer) ([]byte, error) {
 // writeInitrd packs the test binary as init, what it needs to see the drives,
 // and its orders.
 func (m machine) writeInitrd(path string) error {
-	binary, err := os.ReadFile(m.testBinary())
+	binary, err := os.ReadFile(m.tests)
 	if err != nil {
 		return err
 	}
@@ -179,7 +183,9 @@ func (m machine) writePayload(ctx context.Context) (string, error) {
 	if err := copySources(filepath.Join(tree, sourcesDir)); err != nil {
 		return "", err
 	}
-	for name, src := range m.opts.Files {
+	files := maps.Clone(m.binaries)
+	maps.Copy(files, m.opts.Files)
+	for name, src := range files {
 		if _, err := os.Stat(src); err != nil {
 			return "", fmt.Errorf("file for the guest: %w (./scripts/build-plugin makes what is in build)", err)
 		}

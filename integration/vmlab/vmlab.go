@@ -15,7 +15,8 @@
 // On the host, InGuest builds the package's test binary once more without cgo,
 // boots it as the init process of a fresh guest, and shows what the guest's
 // subtests reported as subtests of its own. In the guest the function runs.
-// Every boot starts from the same image; nothing a guest writes is kept.
+// Every boot starts from the same image; nothing a guest writes is kept. Two guests
+// run at the same time.
 //
 // The package does not know what the tests do: sets of nodes, NFS servers and
 // engines for the guest's side are in package guest.
@@ -80,17 +81,34 @@ func Main(m *testing.M) {
 	if os.Getpid() == 1 {
 		runInit()
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if err := programs.close(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
 }
 
-// InGuest runs scenario in a fresh guest. It must be the only thing its test
-// does, since the guest finds the scenario by the test's name.
+// booted bounds how many guests run at the same time: much of what they do is to wait,
+// for a server that is away or for their own kernel, and each takes its memory.
+var booted = make(chan struct{}, 2)
+
+// boot waits until a guest may be booted; the caller tells by done that it has ended.
+func boot() (done func()) {
+	booted <- struct{}{}
+	return func() { <-booted }
+}
+
+// InGuest runs scenario in a fresh guest, in parallel to other tests. It must be the
+// only thing its test does, since the guest finds the scenario by the test's name.
 func InGuest(t *testing.T, opts Options, scenario func(t *testing.T)) {
 	t.Helper()
 	if os.Getenv(guestEnv) != "" {
 		scenario(t)
 		return
 	}
+	t.Parallel()
+	defer boot()()
 	ctx, cancel := testContext(t)
 	defer cancel()
 

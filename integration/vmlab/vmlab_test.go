@@ -23,6 +23,8 @@ func TestHungGuest(t *testing.T) {
 		t.Run("fails", func(t *testing.T) { t.Error("on purpose") })
 		time.Sleep(time.Hour)
 	}
+	t.Parallel()
+	defer boot()()
 	img, err := Image(t.Context())
 	assert.NilError(t, err)
 	m := machine{image: img, work: t.TempDir(), test: guestPattern(t.Name())}

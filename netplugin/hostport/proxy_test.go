@@ -272,6 +272,12 @@ func TestReleaseEndsConnections(t *testing.T) {
 	for _, c := range []net.Conn{c, other, u} {
 		c.Close()
 	}
+	waitFiles(t, files)
+}
+
+// waitFiles waits until the process has no more files open than these.
+func waitFiles(t *testing.T, files int) {
+	t.Helper()
 	poll.WaitOn(t, func(poll.LogT) poll.Result {
 		runtime.GC() // the runtime keeps the pipes that it has moved data by
 		if n := openFiles(t); n > files {
@@ -333,6 +339,7 @@ func TestThousandConnectionsAtOnce(t *testing.T) {
 	w := newWorld(t)
 	w.publish(Target{Endpoint: "v4", Addr4: addr4}, tcp("", 8080, 8080, 80))
 	go echo(w.listen(w.box, "10.1.0.2:80"))
+	files := openFiles(t)
 	const many = 1000
 	conns := make([]net.Conn, many)
 	w.host.Do(func() {
@@ -361,6 +368,7 @@ func TestThousandConnectionsAtOnce(t *testing.T) {
 	}
 	all.Wait()
 	w.noConnections()
+	waitFiles(t, files) // the next test may count them
 }
 
 // Where the process has no descriptor left, clients wait; nobody spins.

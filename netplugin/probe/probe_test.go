@@ -330,8 +330,9 @@ func TestWhatIsSent(t *testing.T) {
 			}
 			assert.Equal(t, len(sent), fastProbes)
 			gap := sent[1].at.Sub(sent[0].at)
-			assert.Assert(t, gap > 70*time.Millisecond && gap < 150*time.Millisecond, "%v", gap)
-			assert.Assert(t, took >= 200*time.Millisecond && took < 250*time.Millisecond, "%v", took)
+			// A busy machine is late, never early.
+			assert.Assert(t, gap > 70*time.Millisecond && gap < time.Second, "%v", gap)
+			assert.Assert(t, took >= 200*time.Millisecond && took < 2*time.Second, "%v", took)
 			for _, f := range sent {
 				c, ok := parse(f.data)
 				assert.Assert(t, ok && c.probing && c.addr == netip.MustParseAddr(addr))
@@ -363,7 +364,7 @@ func TestFullModeHasTheNumbersOfTheRFC(t *testing.T) {
 	c, err := here.p.Probe(t.Context(), "eth1", netip.MustParseAddr("192.0.2.7"), Full)
 	assert.NilError(t, err)
 	assert.DeepEqual(t, c.MAC, macOf(2))
-	assert.Assert(t, time.Since(begin) < 1200*time.Millisecond)
+	assert.Assert(t, time.Since(begin) < 3*time.Second)
 	found, err := here.p.ProbeAll(t.Context(), "eth1", []netip.Addr{netip.MustParseAddr("192.0.2.8"), netip.MustParseAddr("2001:db8::8")}, Full)
 	assert.NilError(t, err)
 	assert.Equal(t, len(found), 0)

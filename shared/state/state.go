@@ -45,6 +45,10 @@ type Options struct {
 	// Migrations has one entry for each version below Version: Migrations[0]
 	// leads from version 1 to 2.
 	Migrations []Migration
+	// NoSync leaves it to the kernel when what Update has done gets to the disk. The file
+	// is whole when the process is killed, and is not when the machine crashes: it
+	// must not be opened after a reboot.
+	NoSync bool
 }
 
 // A DB is an open state file. All methods may be called concurrently; Update
@@ -74,7 +78,7 @@ func Open(path string, opts Options) (*DB, error) {
 	}
 	var db *bolt.DB
 	err := catch(func() (err error) {
-		db, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: lockWait})
+		db, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: lockWait, NoSync: opts.NoSync, NoGrowSync: opts.NoSync})
 		return err
 	})
 	if errors.Is(err, bolterrors.ErrTimeout) {
@@ -239,8 +243,8 @@ func (db *DB) View(fn func(*Tx) error) error {
 	return db.bolt.View(func(tx *bolt.Tx) error { return fn(&Tx{bolt: tx}) })
 }
 
-// Update runs fn in a transaction that is on disk (fsync) when Update returns
-// nil, and has not happened when it returns an error.
+// Update runs fn in a transaction that is on disk (fsync, unless Options.NoSync) when
+// Update returns nil, and has not happened when it returns an error.
 func (db *DB) Update(fn func(*Tx) error) error {
 	return db.bolt.Update(func(tx *bolt.Tx) error { return fn(&Tx{bolt: tx}) })
 }

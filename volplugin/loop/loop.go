@@ -42,8 +42,13 @@ const configureTries = 100
 // retryPause between looks at something that another process is about to end.
 const retryPause = 5 * time.Millisecond
 
-// clearWait is how long the kernel may take to clear a device after its last user.
-const clearWait = 5 * time.Second
+const (
+	// clearWait is how long the kernel may take to clear a device after its last user.
+	clearWait = 5 * time.Second
+	// mountedWait is how long a file system may stay on a device before it counts as
+	// mounted by somebody: the mounts of a container end with its last process.
+	mountedWait = time.Second
+)
 
 // A Device is an open loop device. As long as it is not closed the kernel does not
 // clear it; afterwards a mount keeps it. It is not safe for concurrent use.
@@ -244,14 +249,23 @@ func Bound(image File) (bool, error) {
 
 // Released waits until the file's loop device is gone, for the short time that the
 // kernel takes after the last unmount. The error is a conflict when somebody
-// still uses it.
+// still uses it, also in a mount namespace that this process does not see.
 func Released(ctx context.Context, image File) error {
-	for end := time.Now().Add(clearWait); ; {
+	start := time.Now()
+	for unmounted := start; ; {
 		numbers, err := find(image)
 		if err != nil || len(numbers) == 0 {
 			return err
 		}
-		if time.Now().After(end) {
+		mounted, err := isMounted(numbers[0])
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		if !mounted {
+			unmounted = now
+		}
+		if now.Sub(unmounted) > mountedWait || now.Sub(start) > clearWait {
 			return fault.Conflict("the image is still in use through %s", node(numbers[0]))
 		}
 		if err := pause(ctx); err != nil {
@@ -340,6 +354,21 @@ func isBoundTo(number int, id File) (bool, error) {
 		return false, fmt.Errorf("status of %s: %w", file.Name(), err)
 	}
 	return (File{info.Device, info.Inode}) == id, nil
+}
+
+// isMounted tells whether there is a file system on the device, mounted by whomever: it
+// keeps the device from being opened exclusively.
+func isMounted(number int) (bool, error) {
+	file, err := openDevice(number, unix.O_RDONLY|unix.O_EXCL)
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return true, nil
+	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV): // removed since
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	return false, file.Close()
 }
 
 // lock takes the file's lock, which ends with the process at the latest.

@@ -216,6 +216,31 @@ func TestKilledProcessLeavesNoDevice(t *testing.T) {
 	assert.NilError(t, Released(t.Context(), fileOf(t, f)))
 }
 
+func TestReleasedTellsWhenSomebodyHasItMounted(t *testing.T) {
+	f := newImage(t, 16<<20)
+	out, err := exec.CommandContext(t.Context(), "mkfs.ext4", "-q", f.Name()).CombinedOutput()
+	assert.NilError(t, err, "%s", out)
+	device, err := Attach(t.Context(), f, false)
+	assert.NilError(t, err)
+	numbers, err := find(fileOf(t, f))
+	assert.NilError(t, err)
+	assert.Equal(t, len(numbers), 1)
+	mounted, err := isMounted(numbers[0])
+	assert.NilError(t, err)
+	assert.Assert(t, !mounted, "it is only open")
+
+	target := t.TempDir()
+	assert.NilError(t, unix.Mount(device.Path(), target, "ext4", 0, ""))
+	mounted, err = isMounted(numbers[0])
+	busy := Released(t.Context(), fileOf(t, f))
+	assert.NilError(t, unix.Unmount(target, 0))
+	assert.NilError(t, err)
+	assert.Assert(t, mounted)
+	assert.Equal(t, fault.Kind(busy), "conflict", "%v", busy)
+	assert.NilError(t, device.Close())
+	assert.NilError(t, Released(t.Context(), fileOf(t, f)))
+}
+
 func TestManyTimesLeaveNothing(t *testing.T) {
 	f := newImage(t, 4<<20)
 	for range 200 {

@@ -88,6 +88,14 @@ func TestOnlyRegularFilesAreRead(t *testing.T) {
 	assert.NilError(t, err)
 	assert.Equal(t, string(data), "content")
 	assert.ErrorIs(t, second(dir.ReadFile("file", 6)), rooted.ErrTooLarge)
+	assert.NilError(t, dir.WriteNew("empty", nil, 0o600))
+	data, err = dir.ReadFile("empty", 0)
+	assert.NilError(t, err)
+	assert.Equal(t, len(data), 0)
+	// Its size is told as 0.
+	data, err = open(t, "/proc/self").ReadFile("status", 64<<10)
+	assert.NilError(t, err)
+	assert.Assert(t, strings.HasSuffix(string(data), "\n"), "%q", data)
 
 	assert.NilError(t, os.Symlink("file", filepath.Join(path, "link")))
 	assert.NilError(t, unix.Mkfifo(filepath.Join(path, "fifo"), 0o600))

@@ -158,6 +158,15 @@ func outsideOf(t *testing.T, dir string) (path string, list func() map[string]st
 	return path, func() map[string]string { return nastytree.List(t, path) }
 }
 
+// races is how often a tree is copied or removed while somebody changes it: the short
+// form is a sample.
+func races() int {
+	if testing.Short() {
+		return 20
+	}
+	return 70
+}
+
 func TestNothingOutsideIsCopiedWhileTheTreeChanges(t *testing.T) {
 	onDisks(t, func(t *testing.T, _, dir string) {
 		outside, list := outsideOf(t, dir)
@@ -166,7 +175,7 @@ func TestNothingOutsideIsCopiedWhileTheTreeChanges(t *testing.T) {
 		r := startRacer(t, src.Path(), outside)
 		top := open(t, dir)
 		var files, unstable uint64
-		for i := range 70 {
+		for i := range races() {
 			dst := mkdir(t, dir, fmt.Sprint("dst", i))
 			stats, err := Copy(t.Context(), src, dst, Options{Parallel: 1 + i%3, NoSync: true, Reflink: []Reflink{Auto, Never}[i%2], old: i%5 == 0})
 			assert.NilError(t, err, "copies do not fail because the tree changes")
@@ -176,7 +185,7 @@ func TestNothingOutsideIsCopiedWhileTheTreeChanges(t *testing.T) {
 		}
 		r.end()
 		t.Logf("%d files, %d of them unstable", files, unstable)
-		assert.Assert(t, files > 70*20, "the racer has left nothing to copy")
+		assert.Assert(t, files > uint64(races()*20), "the racer has left nothing to copy")
 		assert.DeepEqual(t, list(), before)
 		assert.Equal(t, r.opened.Load(), int64(0), "pipes were opened")
 
@@ -208,7 +217,7 @@ func TestNothingOutsideIsRemovedWhileTheTreeChanges(t *testing.T) {
 		before := list()
 		top := open(t, dir)
 		removed := 0
-		for i := range 70 {
+		for i := range races() {
 			name := fmt.Sprint("tree", i)
 			assert.NilError(t, os.Mkdir(filepath.Join(dir, name), 0o755))
 			r := startRacer(t, filepath.Join(dir, name), outside)

@@ -50,13 +50,14 @@ func isNoFile(err error) bool {
 	return errors.Is(err, rooted.ErrSymlink) || errors.Is(err, rooted.ErrNotFile) || errors.Is(err, rooted.ErrTooLarge)
 }
 
-// Entry is Record in the form of a listing. The error is ErrNoRecord when there
-// is certainly no such volume, and another one when the root could not be read.
-func (r *Root) Entry(name string) (Entry, error) {
+// Entry is Record in the form of a listing. known is returned as it is while the record
+// has its stamp; the zero value stands for nothing known. The error is ErrNoRecord when
+// there is certainly no such volume, and another one when the root could not be read.
+func (r *Root) Entry(name string, known Entry) (Entry, error) {
 	if err := r.volumes.Refresh(); err != nil {
 		return Entry{}, failed(err)
 	}
-	return r.entry(name, Entry{})
+	return r.entry(name, known)
 }
 
 // entry reads a volume's record unless it is known.
