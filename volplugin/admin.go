@@ -133,8 +133,8 @@ func (d *Driver) shown(s *store, name string, v seenVolume, away error) control.
 	case volume.Removing:
 		out.State = control.VolumeRemoving
 	}
-	if trouble := s.leaseTrouble(rec.UUID); trouble != "" {
-		out.Error = trouble
+	if trouble, ok := s.leaseTrouble(rec.UUID); ok {
+		out.Error = trouble.String()
 	}
 	if away != nil {
 		out.State, out.Error = control.VolumeAway, away.Error()

@@ -11,6 +11,7 @@ import (
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/shared/state"
 	"github.com/berth-plugin/berth/volplugin/netfs"
+	"github.com/berth-plugin/berth/volplugin/volume"
 )
 
 const (
@@ -66,6 +67,8 @@ type Config struct {
 
 	// step is volume.Location's.
 	step func(step, volume string) error
+	// shared replaces volume.Root.Shared.
+	shared func(*volume.Root) (bool, error)
 	// mount is netfs.NewMounter's.
 	mount netfs.MountFunc
 	// request, look and attach replace requestTime, lookTime and attachTime unless 0.
@@ -91,6 +94,9 @@ func (c *Config) complete() error {
 	}
 	if c.BootID == nil {
 		c.BootID = kernelBootID
+	}
+	if c.shared == nil {
+		c.shared = (*volume.Root).Shared
 	}
 	if c.request == 0 {
 		c.request = requestTime

@@ -37,8 +37,8 @@ func (d *Driver) describe(s *store, name string, v seenVolume, away error) *api.
 	if rivals := s.ledger.rivals(s.key, name); len(rivals) > 0 {
 		status["also-in"] = rivals
 	}
-	if trouble := s.leaseTrouble(v.Record.UUID); trouble != "" {
-		status["error"] = trouble
+	if t, ok := s.leaseTrouble(v.Record.UUID); ok {
+		status["lease"], status["error"] = string(t.state), t.String()
 	}
 	if away != nil {
 		status["error"] = away.Error()

@@ -285,7 +285,7 @@ func (s *store) settle(ctx context.Context) error {
 			}))
 		}
 	}
-	return errors.Join(append(errs, s.settleClaims(ctx), s.settleSnapshots(ctx))...)
+	return errors.Join(append(errs, s.rejoin(ctx), s.settleClaims(ctx), s.settleSnapshots(ctx))...)
 }
 
 // settleSnapshots removes what is half made, or half removed, of snapshots.
@@ -385,6 +385,7 @@ func (s *store) tend(ctx context.Context) {
 	defer cancel()
 	worth, err := s.tendShare(ctx)
 	if worth && err == nil {
+		s.cutOffLeft(ctx)
 		err = s.settle(ctx)
 	}
 	if worth && err == nil {
