@@ -714,13 +714,7 @@ func (d *Driver) PurgeTrash(ctx context.Context, req control.PurgeTrashRequest, 
 		s, _, err := d.trashed(ctx, e.UUID)
 		if err == nil {
 			err = s.inRoot(ctx, func() {}, func(ctx context.Context, root *volume.Root) error {
-				if _, err := root.PurgeTrash(ctx, e.UUID); err != nil {
-					return err
-				}
-				p, err := s.peers(root)
-				if err == nil && p != nil {
-					err = p.Drop(ctx, e.UUID)
-				}
+				_, err := root.PurgeTrash(ctx, e.UUID)
 				return err
 			})
 		}

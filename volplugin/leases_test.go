@@ -12,6 +12,7 @@ import (
 	"gotest.tools/v3/assert"
 	"gotest.tools/v3/poll"
 
+	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/volplugin/presence"
 	"github.com/berth-plugin/berth/volplugin/volume"
@@ -164,4 +165,36 @@ func TestALeaseThatWasLostMeanwhileIsNoticedAtStart(t *testing.T) {
 	assert.Assert(t, lease.Host == a.ledger.hostID && lease.Alive && !lease.Stopped, "%+v", lease)
 	assert.Assert(t, a.status("db")["lease"] == nil)
 	assert.NilError(t, a.unmount("db", "three"))
+}
+
+// The trash deletes leases with what they are of, whoever empties it.
+func TestTheTrashDeletesLeases(t *testing.T) {
+	root := t.TempDir()
+	h := newSharingHost(t, root)
+	leases := func() int {
+		files, err := filepath.Glob(filepath.Join(root, ".berth/leases/*"))
+		assert.NilError(t, err)
+		return len(files)
+	}
+	for _, empty := range []func(){
+		func() { h.expire(t.Context()) },
+		func() {
+			_, err := h.PurgeTrash(t.Context(), control.PurgeTrashRequest{All: true}, quiet)
+			assert.NilError(t, err)
+		},
+	} {
+		assert.NilError(t, h.create("db", "exclusive=true", "trash.keep=1h"))
+		_, err := h.mount("db", "one")
+		assert.NilError(t, err)
+		assert.NilError(t, h.unmount("db", "one"))
+		assert.NilError(t, h.remove("db"))
+		assert.Equal(t, leases(), 1, "the volume may come back")
+		h.cfg.Now = func() time.Time { return time.Now().Add(2 * time.Hour) }
+		h.restart()
+		empty()
+		assert.DeepEqual(t, trash(t, root), []string{})
+		assert.Equal(t, leases(), 0)
+		h.cfg.Now = nil
+		h.restart()
+	}
 }

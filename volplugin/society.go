@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/volplugin/presence"
@@ -318,6 +320,21 @@ func (s *store) leave(ctx context.Context, root *volume.Root, rec volume.Record)
 		s.settleTrouble(rec.UUID)
 	}
 	p.Leave(rec.UUID)
+	return err
+}
+
+// forgetLease is volume.Location's: it deletes the lease of a volume whose data is gone.
+// One that another host has stays, and costs nobody anything.
+func (s *store) forgetLease(ctx context.Context, root *volume.Root, uuid string) error {
+	p, err := s.peers(root)
+	if err != nil || p == nil {
+		return err
+	}
+	err = p.Drop(ctx, uuid)
+	if errdefs.IsConflict(err) {
+		s.cfg.Log.WithField("volume", uuid).WithError(err).Info("the lease of a volume that was deleted is left")
+		return nil
+	}
 	return err
 }
 

@@ -88,7 +88,7 @@ func newStore(key, name, path string, cfg *Config, all volume.Engines, l *ledger
 	if cfg.Local != "" {
 		s.location.Local = filepath.Join(cfg.Local, localName(key))
 	}
-	s.location.Hold = s.hold
+	s.location.Hold, s.location.Forget = s.hold, s.forgetLease
 	return s
 }
 

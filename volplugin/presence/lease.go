@@ -430,7 +430,7 @@ func (p *Presence) retryReleases(ctx context.Context, d dirs) {
 }
 
 // Drop deletes all that is kept of a volume's lease, when its data is deleted for
-// good. It is a conflict while another host has it.
+// good. It is a conflict while another host has it that is not dead.
 func (p *Presence) Drop(ctx context.Context, volume string) error {
 	if err := checkUUID(volume); err != nil {
 		return err
@@ -458,7 +458,9 @@ func (p *Presence) Drop(ctx context.Context, volume string) error {
 		return err
 	}
 	if err == nil && generation > 0 && rec.State != free && rec.Host != p.cfg.ID {
-		return fault.Conflict("host %s has it", nameOf(rec))
+		if dead, _, _ := p.judge(fileName(rec.Host)); !dead {
+			return fault.Conflict("host %s has it", nameOf(rec))
+		}
 	}
 	p.mu.Lock()
 	delete(p.held, volume)
