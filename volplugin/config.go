@@ -10,6 +10,7 @@ import (
 
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/shared/state"
+	"github.com/berth-plugin/berth/volplugin/engine/thin"
 	"github.com/berth-plugin/berth/volplugin/netfs"
 	"github.com/berth-plugin/berth/volplugin/volume"
 )
@@ -50,6 +51,8 @@ type Config struct {
 	// Local is a directory of this host in which engines mount images and devices.
 	// It is not below MountBase.
 	Local string
+	// ThinPool is what pools of engine thin are made of; see thin.ParseSettings.
+	ThinPool thin.Settings
 	// CheckMounts, when set, is asked by each Mount and refuses it with its error.
 	CheckMounts func() error
 	// DB keeps this host's cache and counts. The caller closes it after Run.

@@ -11,6 +11,7 @@ import (
 	api "github.com/docker/go-plugins-helpers/volume"
 
 	"github.com/berth-plugin/berth/volplugin/engine"
+	"github.com/berth-plugin/berth/volplugin/engine/thin"
 	"github.com/berth-plugin/berth/volplugin/options"
 	"github.com/berth-plugin/berth/volplugin/volume"
 )
@@ -64,6 +65,9 @@ func (s *store) describeRecord(status map[string]any, rec volume.Record) {
 		if able.FileSystem != "" {
 			status["file-system"] = able.FileSystem
 		}
+	}
+	if pool := s.pool.Load(); pool != nil && rec.Engine == thin.Name {
+		status["pool"] = describePool(*pool)
 	}
 	if rec.Size > 0 {
 		status["size"] = units.BytesSize(float64(rec.Size))

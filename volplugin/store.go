@@ -13,6 +13,7 @@ import (
 
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/shared/keylock"
+	"github.com/berth-plugin/berth/volplugin/engine"
 	"github.com/berth-plugin/berth/volplugin/netfs"
 	"github.com/berth-plugin/berth/volplugin/schedule"
 	"github.com/berth-plugin/berth/volplugin/volume"
@@ -48,6 +49,8 @@ type store struct {
 	fills     *fills
 	abilities abilities
 	used      usages
+	// pool of engine thin as it was last seen, nil when it was not.
+	pool atomic.Pointer[engine.Pool]
 	// runner of snapshots is the Driver's.
 	runner  *schedule.Runner
 	society society
@@ -391,6 +394,7 @@ func (s *store) tend(ctx context.Context) {
 	if worth && err == nil {
 		err = s.lookIn(ctx, func(ctx context.Context, root *volume.Root) error {
 			s.learnAbilities(ctx, root)
+			s.learnPool(ctx, root)
 			return nil
 		})
 	}

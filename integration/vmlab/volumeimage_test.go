@@ -21,7 +21,7 @@ func TestImages(t *testing.T) {
 	tests := map[string]string{
 		"filesystem":   "^Test(Grow|Shrink|Freeze|Copy|Damaged)",
 		"loop":         "^Test(Attach|Capacity|Second|Processes|Nodes)",
-		"engine/image": "^Test(Grow|Shrink|Busy|LeftFrozen|Clone|Root|Processes)",
+		"engine/image": "^Test(Grow|Shrink|Busy|LeftFrozen|Clone|Root|Processes|Cut)",
 	}
 	files := binariesOfTests(t, slices.Collect(maps.Keys(tests))...)
 	InGuest(t, Options{Files: files, Modules: []string{"loop", "btrfs", "xfs"}, Timeout: 20 * time.Minute}, func(t *testing.T) {
@@ -47,7 +47,7 @@ func TestImagesOnNFS(t *testing.T) {
 		server := lan.NewNFSServer(t, "server")
 		client := lan.NewNode(t, "client")
 		client.MountExport(server, "/srv/nfs")
-		for _, pattern := range []string{"SparseShrinks", "ImageHas", "Grow", "Busy", "LeftFrozen", "ProcessesAttach"} {
+		for _, pattern := range []string{"SparseShrinks", "ImageHas", "Grow", "Busy", "LeftFrozen", "ProcessesAttach", "Cut"} {
 			r := client.TryFor(5*time.Minute, "env", "BERTH_TEST_IMAGE_ROOT=/srv/nfs", "TMPDIR=/tmp",
 				filepath.Join(Dir, "image.test"), "-test.v", "-test.run", "^Test"+pattern)
 			t.Logf("%s", r.Out)

@@ -227,3 +227,18 @@ type Cutter interface {
 	// beside any other call for the volume, which then fails.
 	Cut(ctx context.Context, p Place, v Volume) error
 }
+
+// A Pooled Engine keeps the volumes of a place in one pool, which has a size of its own.
+type Pooled interface {
+	Engine
+	// Pool tells how full it is; the zero value as long as there is none.
+	Pool(ctx context.Context, p Place) (Pool, error)
+}
+
+// A Pool as it was at one moment, in bytes.
+type Pool struct {
+	DataUsed, DataTotal         uint64
+	MetadataUsed, MetadataTotal uint64
+	// Problem says in words what is wrong, "" when nothing is.
+	Problem string
+}

@@ -109,6 +109,22 @@ func (r *Root) Cut(ctx context.Context, rec Record) error {
 	return failed(cutter.Cut(ctx, p, rec.volume()))
 }
 
+// Pool tells how full the pool of an engine is, as engine.Pooled says; the zero value for
+// engines that have none.
+func (r *Root) Pool(ctx context.Context, name string) (engine.Pool, error) {
+	eng, _ := r.Engines.Get(name)
+	pooled, ok := eng.(engine.Pooled)
+	if !ok {
+		return engine.Pool{}, nil
+	}
+	p, err := r.place()
+	if err != nil {
+		return engine.Pool{}, err
+	}
+	pool, err := pooled.Pool(ctx, p)
+	return pool, failed(err)
+}
+
 // Abilities are what the engine of a volume can do in this root.
 func (r *Root) Abilities(ctx context.Context, rec Record) (engine.Abilities, error) {
 	eng, p, err := r.keeper(rec)
