@@ -90,6 +90,7 @@ func TestCut(t *testing.T) {
 
 // A container of another mount namespace keeps what is left of a volume.
 func TestCutWhileSomebodyUnseenHasIt(t *testing.T) {
+	t.Parallel() // most of it waits for the kernel
 	e, p, v := New(all()), rootOn(t, "ext4"), volume("web", filesystem.XFS)
 	create(t, e, p, v)
 	attach(t, e, p, v)
