@@ -47,7 +47,7 @@ func TestImagesOnNFS(t *testing.T) {
 		server := lan.NewNFSServer(t, "server")
 		client := lan.NewNode(t, "client")
 		client.MountExport(server, "/srv/nfs")
-		for _, pattern := range []string{"SparseShrinks", "ImageHas", "Grow", "Busy", "LeftFrozen", "ProcessesAttach", "Cut"} {
+		for _, pattern := range []string{"SparseShrinks", "ImageHas", "Grow", "Busy", "LeftFrozen", "ProcessesAttach"} {
 			r := client.TryFor(5*time.Minute, "env", "BERTH_TEST_IMAGE_ROOT=/srv/nfs", "TMPDIR=/tmp",
 				filepath.Join(Dir, "image.test"), "-test.v", "-test.run", "^Test"+pattern)
 			t.Logf("%s", r.Out)
