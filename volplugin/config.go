@@ -10,7 +10,9 @@ import (
 
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/shared/state"
+	"github.com/berth-plugin/berth/volplugin/engine/thin"
 	"github.com/berth-plugin/berth/volplugin/netfs"
+	"github.com/berth-plugin/berth/volplugin/volume"
 )
 
 const (
@@ -49,6 +51,8 @@ type Config struct {
 	// Local is a directory of this host in which engines mount images and devices.
 	// It is not below MountBase.
 	Local string
+	// ThinPool is what pools of engine thin are made of; see thin.ParseSettings.
+	ThinPool thin.Settings
 	// CheckMounts, when set, is asked by each Mount and refuses it with its error.
 	CheckMounts func() error
 	// DB keeps this host's cache, Counts how many containers have which volume. The
@@ -67,6 +71,8 @@ type Config struct {
 
 	// step is volume.Location's.
 	step func(step, volume string) error
+	// shared replaces volume.Root.Shared.
+	shared func(*volume.Root) (bool, error)
 	// mount is netfs.NewMounter's.
 	mount netfs.MountFunc
 	// request, look and attach replace requestTime, lookTime and attachTime unless 0.
@@ -92,6 +98,9 @@ func (c *Config) complete() error {
 	}
 	if c.BootID == nil {
 		c.BootID = kernelBootID
+	}
+	if c.shared == nil {
+		c.shared = (*volume.Root).Shared
 	}
 	if c.request == 0 {
 		c.request = requestTime

@@ -58,6 +58,9 @@ type Location struct {
 	// tells how to let it go again. nil attaches and detaches by the engine alone,
 	// which is right where nobody else on this host has the volume attached.
 	Hold func(ctx context.Context, rec Record) (release func() error, err error)
+	// Forget, unless nil, deletes what hosts keep of an exclusive volume outside of its
+	// record, when its data has been deleted for good. It is called again if it fails.
+	Forget func(ctx context.Context, root *Root, uuid string) error
 }
 
 // A Root is an open root whose marker was found to be the expected one. It must
