@@ -136,8 +136,8 @@ func (d *Driver) shown(s *store, name string, v seenVolume, away error) control.
 	case volume.Removing:
 		out.State = control.VolumeRemoving
 	}
-	if trouble := s.leaseTrouble(rec.UUID); trouble != "" {
-		out.Error = trouble
+	if trouble, ok := s.leaseTrouble(rec.UUID); ok {
+		out.Error = trouble.String()
 	}
 	if away != nil {
 		out.State, out.Error = control.VolumeAway, away.Error()
@@ -727,13 +727,7 @@ func (d *Driver) PurgeTrash(ctx context.Context, req control.PurgeTrashRequest, 
 		s, _, err := d.trashed(ctx, e.UUID)
 		if err == nil {
 			err = s.inRoot(ctx, func() {}, func(ctx context.Context, root *volume.Root) error {
-				if _, err := root.PurgeTrash(ctx, e.UUID); err != nil {
-					return err
-				}
-				p, err := s.peers(root)
-				if err == nil && p != nil {
-					err = p.Drop(ctx, e.UUID)
-				}
+				_, err := root.PurgeTrash(ctx, e.UUID)
 				return err
 			})
 		}

@@ -68,6 +68,7 @@ func (s *store) holdIn(ctx context.Context, root *volume.Root, rec volume.Record
 		}
 		return nil, err
 	}
+	s.settleTrouble(rec.UUID)
 	s.holders.add(rec.UUID, 1)
 	return sync.OnceValue(func() error {
 		s.holders.add(rec.UUID, -1)

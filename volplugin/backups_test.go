@@ -475,4 +475,3 @@ func TestASnapshotForABackupDoesNotOutliveItsProcess(t *testing.T) {
 	k.tend(t.Context())
 	assert.DeepEqual(t, k.snapshots("web"), []string{})
 }
-

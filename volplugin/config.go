@@ -11,7 +11,9 @@ import (
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/shared/notify"
 	"github.com/berth-plugin/berth/shared/state"
+	"github.com/berth-plugin/berth/volplugin/engine/thin"
 	"github.com/berth-plugin/berth/volplugin/netfs"
+	"github.com/berth-plugin/berth/volplugin/volume"
 )
 
 const (
@@ -55,6 +57,8 @@ type Config struct {
 	// Tell, unless nil, is told how backups, scheduled snapshots and the care for targets
 	// went. It does not block.
 	Tell func(notify.Event)
+	// ThinPool is what pools of engine thin are made of; see thin.ParseSettings.
+	ThinPool thin.Settings
 	// CheckMounts, when set, is asked by each Mount and refuses it with its error.
 	CheckMounts func() error
 	// DB keeps this host's cache, Counts how many containers have which volume. The
@@ -73,6 +77,8 @@ type Config struct {
 
 	// step is volume.Location's.
 	step func(step, volume string) error
+	// shared replaces volume.Root.Shared.
+	shared func(*volume.Root) (bool, error)
 	// mount is netfs.NewMounter's.
 	mount netfs.MountFunc
 	// request, look and attach replace requestTime, lookTime and attachTime unless 0.
@@ -101,6 +107,9 @@ func (c *Config) complete() error {
 	}
 	if c.Tell == nil {
 		c.Tell = func(notify.Event) {}
+	}
+	if c.shared == nil {
+		c.shared = (*volume.Root).Shared
 	}
 	if c.request == 0 {
 		c.request = requestTime

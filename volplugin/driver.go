@@ -90,7 +90,7 @@ func New(cfg Config) (*Driver, error) {
 			return nil, err
 		}
 	}
-	if d.engines, err = newEngines(cfg.Local); err != nil {
+	if d.engines, err = newEngines(cfg.Local, cfg.ThinPool); err != nil {
 		return nil, err
 	}
 	d.schedules = d.newRunner()

@@ -22,8 +22,8 @@ type engines struct {
 }
 
 // newEngines makes them. local is Config.Local: without it there is nowhere to mount an
-// image or a device.
-func newEngines(local string) (engines, error) {
+// image or a device. pool is Config.ThinPool.
+func newEngines(local string, pool thin.Settings) (engines, error) {
 	e := engines{all: volume.Engines{
 		treeengine.New(btrfs.Trees{}), treeengine.New(copying.Reflink()), treeengine.New(copying.Dir()),
 	}}
@@ -34,7 +34,7 @@ func newEngines(local string) (engines, error) {
 		filesystem.Btrfs: btrfs.Trees{}, filesystem.XFS: copying.Dir(), filesystem.Ext4: copying.Dir(),
 	}
 	var err error
-	if e.thin, err = thin.New(thin.Settings{}); err != nil {
+	if e.thin, err = thin.New(pool); err != nil {
 		return e, err
 	}
 	e.all = append(e.all, image.New(inside), e.thin)

@@ -17,6 +17,12 @@ var (
 		"Volumes and snapshots that containers of this host have.", nil, nil)
 	awayDesc = prometheus.NewDesc("berth_volume_root_away",
 		"1 while the root does not answer or is not configured any more, else 0.", []string{"root"}, nil)
+	leaseDesc = prometheus.NewDesc("berth_volume_lease_trouble",
+		"1 of an exclusive volume whose lease is in doubt (state doubtful) or lost (state lost) on this host, as long as it is.", []string{"volume", "state"}, nil)
+	poolUsedDesc = prometheus.NewDesc("berth_volume_pool_used_bytes",
+		"What is used of the pool of engine thin, of its data and metadata, when it was last looked at.", []string{"root", "part"}, nil)
+	poolSizeDesc = prometheus.NewDesc("berth_volume_pool_size_bytes",
+		"Size of the pool of engine thin, of its data and metadata.", []string{"root", "part"}, nil)
 	snapshotLastDesc = prometheus.NewDesc("berth_volume_snapshot_last_success_timestamp_seconds",
 		"When the last scheduled snapshot that did not fail was made, of volumes with a schedule; 0 is never.", []string{"volume"}, nil)
 	snapshotNextDesc = prometheus.NewDesc("berth_volume_snapshot_next_timestamp_seconds",
@@ -47,8 +53,10 @@ type collector struct{ d *Driver }
 
 // Describe sends all descriptions.
 func (c collector) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{volumesDesc, mountedDesc, awayDesc, snapshotLastDesc, snapshotNextDesc, snapshotFailuresDesc,
-		backupGoodDesc, backupFailuresDesc, backupNextDesc, backupTookDesc, backupSizeDesc, backupAddedDesc, targetFailuresDesc} {
+	for _, desc := range []*prometheus.Desc{
+		volumesDesc, mountedDesc, awayDesc, leaseDesc, poolUsedDesc, poolSizeDesc, snapshotLastDesc, snapshotNextDesc, snapshotFailuresDesc,
+		backupGoodDesc, backupFailuresDesc, backupNextDesc, backupTookDesc, backupSizeDesc, backupAddedDesc, targetFailuresDesc,
+	} {
 		descs <- desc
 	}
 }
@@ -75,6 +83,15 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 		}
 		for engine, n := range engines {
 			gauge(volumesDesc, float64(n), s.label(), engine)
+		}
+		for uuid, t := range s.allTroubles() {
+			gauge(leaseDesc, 1, s.nameOf(uuid), string(t.state))
+		}
+		if pool := s.pool.Load(); pool != nil {
+			gauge(poolUsedDesc, float64(pool.DataUsed), s.label(), "data")
+			gauge(poolSizeDesc, float64(pool.DataTotal), s.label(), "data")
+			gauge(poolUsedDesc, float64(pool.MetadataUsed), s.label(), "metadata")
+			gauge(poolSizeDesc, float64(pool.MetadataTotal), s.label(), "metadata")
 		}
 		away := 0.0
 		if s.missing != nil || s.hung.Load() {

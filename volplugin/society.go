@@ -3,10 +3,14 @@ package volplugin
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/fault"
@@ -22,10 +26,34 @@ type society struct {
 	// known is set when the root was asked whether it is shared.
 	known bool
 	peers *presence.Presence
-	// lost says of exclusive volumes, by UUID, why this host may not use them any
-	// more, or is not sure that it may.
-	lost map[string]string
+	// rejoined is set when the leases of volumes that an earlier process left attached
+	// were looked at.
+	rejoined bool
+	// troubles are of exclusive volumes, by UUID, that this host may not use any more, or
+	// is not sure that it may.
+	troubles map[string]leaseTrouble
 }
+
+// leaseTrouble is what is wrong with the lease of a volume.
+type leaseTrouble struct {
+	// state is presence.Doubtful or presence.Lost.
+	state presence.LeaseState
+	// why, and what can be done, in words.
+	why, advice string
+	// ended: nothing more is to be done by Berth.
+	ended bool
+}
+
+func (t leaseTrouble) String() string {
+	return "its lease is " + map[presence.LeaseState]string{presence.Doubtful: "in doubt", presence.Lost: "lost"}[t.state] + ": " + t.why + "; " + t.advice
+}
+
+// What is said of leases beside why.
+const (
+	adviceDoubt  = "nothing is stopped yet: if another host takes the volume over, its file system is shut down here"
+	adviceCut    = "its file system was shut down on this host and its containers get errors, so that no two hosts write: stop them here, and then start them where the volume is to be used"
+	adviceCannot = "what its containers write may damage the volume: stop them at once"
+)
 
 // peers gives this host's presence on the root, nil when nobody shares it.
 func (s *store) peers(root *volume.Root) (*presence.Presence, error) {
@@ -34,7 +62,7 @@ func (s *store) peers(root *volume.Root) (*presence.Presence, error) {
 	if s.society.known {
 		return s.society.peers, nil
 	}
-	shared, err := root.Shared()
+	shared, err := s.cfg.shared(root)
 	if err != nil {
 		return nil, err
 	}
@@ -102,30 +130,162 @@ func (s *store) openMeta() (*rooted.Dir, error) {
 
 // leaseChanged is told of the leases of exclusive volumes.
 func (s *store) leaseChanged(uuid string, state presence.LeaseState, why string) {
-	s.society.mu.Lock()
-	defer s.society.mu.Unlock()
-	log := s.cfg.Log.WithField("volume", uuid)
-	if s.society.lost == nil {
-		s.society.lost = map[string]string{}
-	}
+	log := s.cfg.Log.WithField("volume", s.nameOf(uuid))
 	switch state {
 	case presence.Held:
-		delete(s.society.lost, uuid)
+		s.settleTrouble(uuid)
 		log.Info("the lease of the volume is this host's again")
 	case presence.Doubtful:
-		s.society.lost[uuid] = "its lease is in doubt: " + why
-		log.Errorf("the lease of the volume is in doubt: %s; stop the containers that use it", why)
+		t := leaseTrouble{state: state, why: why, advice: adviceDoubt}
+		s.setTrouble(uuid, t)
+		log.Error(t)
 	case presence.Lost:
-		s.society.lost[uuid] = "its lease is lost: " + why
-		log.Errorf("the lease of the volume is lost: %s; stop the containers that use it at once, what they write may damage it", why)
+		s.setTrouble(uuid, leaseTrouble{state: state, why: why, advice: adviceCannot})
+		s.task(func(ctx context.Context) { s.cutOff(ctx, uuid) })
 	}
 }
 
-// leaseTrouble is why this host may not be the one that has an exclusive volume.
-func (s *store) leaseTrouble(uuid string) string {
+// cutOff takes a volume whose lease is lost from the containers of this host.
+func (s *store) cutOff(ctx context.Context, uuid string) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.request)
+	defer cancel()
+	log := s.cfg.Log.WithField("volume", s.nameOf(uuid))
+	unlock, err := s.holders.locks.Lock(ctx, uuid)
+	if err != nil {
+		log.WithError(err).Errorf("the lease of the volume is lost, and it cannot be taken from its containers yet; %s", adviceCannot)
+		return
+	}
+	defer unlock()
+	t, ok := s.leaseTrouble(uuid)
+	if !ok || t.state != presence.Lost || t.ended {
+		return // detached meanwhile
+	}
+	if s.holdsLease(uuid) {
+		s.settleTrouble(uuid) // and attached anew
+		return
+	}
+	err = s.inRoot(ctx, func() {}, func(ctx context.Context, root *volume.Root) error { return s.cut(ctx, root, uuid) })
+	switch {
+	case err == nil:
+		t.advice, t.ended = adviceCut, true
+	case errors.Is(err, errors.ErrUnsupported):
+		t.advice, t.ended = fmt.Sprintf("%s (%v)", adviceCannot, err), true
+	default: // tried again by tend
+		t.advice = fmt.Sprintf("%s; its file system could not be shut down here: %v", adviceCannot, err)
+	}
+	s.setTrouble(uuid, t)
+	log.Error(t)
+}
+
+// cut takes a volume from the containers of this host.
+func (s *store) cut(ctx context.Context, root *volume.Root, uuid string) error {
+	for _, v := range s.ledger.seen(s.key) {
+		if v.Record.UUID == uuid {
+			return root.Cut(ctx, v.Record)
+		}
+	}
+	return fault.NotFound("no volume with UUID %s is known", uuid)
+}
+
+// cutOffLeft tries again what cutOff could not.
+func (s *store) cutOffLeft(ctx context.Context) {
+	for uuid, t := range s.allTroubles() {
+		if t.state == presence.Lost && !t.ended {
+			s.cutOff(ctx, uuid)
+		}
+	}
+}
+
+// rejoin tells the other hosts of the volumes that an earlier process left mounted, and
+// finds out which of these are lost.
+func (s *store) rejoin(ctx context.Context) error {
+	s.society.mu.Lock()
+	done := s.society.rejoined
+	s.society.mu.Unlock()
+	if done {
+		return nil
+	}
+	used := s.usedHere()
+	var err error
+	if len(used) > 0 {
+		err = s.inRoot(ctx, func() {}, func(ctx context.Context, root *volume.Root) error { return s.resume(ctx, root, used) })
+	}
+	if err == nil {
+		s.society.mu.Lock()
+		s.society.rejoined = true
+		s.society.mu.Unlock()
+	}
+	return err
+}
+
+// resume takes the leases of exclusive volumes among those that are used.
+func (s *store) resume(ctx context.Context, root *volume.Root, used map[string]time.Time) error {
+	p, err := s.peers(root)
+	if err != nil || p == nil {
+		return err
+	}
+	var errs []error
+	for _, v := range s.ledger.seen(s.key) {
+		uuid := v.Record.UUID
+		if _, ok := used[uuid]; !ok || !v.Record.Exclusive {
+			continue
+		}
+		why, err := p.Resume(ctx, uuid)
+		if err == nil && why != "" {
+			s.leaseChanged(uuid, presence.Lost, why)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// nameOf is a volume's name, or its UUID where that is all that is known.
+func (s *store) nameOf(uuid string) string {
+	for name, v := range s.ledger.seen(s.key) {
+		if v.Record.UUID == uuid {
+			return name
+		}
+	}
+	return uuid
+}
+
+// holdsLease tells whether the lease of a volume is this process's, as far as it knows.
+func (s *store) holdsLease(uuid string) bool {
+	s.society.mu.Lock()
+	p := s.society.peers
+	s.society.mu.Unlock()
+	return p != nil && p.Holds(uuid)
+}
+
+func (s *store) setTrouble(uuid string, t leaseTrouble) {
 	s.society.mu.Lock()
 	defer s.society.mu.Unlock()
-	return s.society.lost[uuid]
+	if s.society.troubles == nil {
+		s.society.troubles = map[string]leaseTrouble{}
+	}
+	s.society.troubles[uuid] = t
+}
+
+// settleTrouble says that a volume's lease is this host's, or does not matter to it.
+func (s *store) settleTrouble(uuid string) {
+	s.society.mu.Lock()
+	defer s.society.mu.Unlock()
+	delete(s.society.troubles, uuid)
+}
+
+// leaseTrouble tells why this host may not be the one that has an exclusive volume.
+func (s *store) leaseTrouble(uuid string) (leaseTrouble, bool) {
+	s.society.mu.Lock()
+	defer s.society.mu.Unlock()
+	t, ok := s.society.troubles[uuid]
+	return t, ok
+}
+
+// allTroubles by UUID.
+func (s *store) allTroubles() map[string]leaseTrouble {
+	s.society.mu.Lock()
+	defer s.society.mu.Unlock()
+	return maps.Clone(s.society.troubles)
 }
 
 // enter says to the other hosts that this one uses a volume, and takes the lease of
@@ -139,9 +299,12 @@ func (s *store) enter(ctx context.Context, root *volume.Root, rec volume.Record)
 		if _, err := p.Acquire(ctx, rec.UUID, false); err != nil {
 			return err
 		}
-		s.society.mu.Lock()
-		delete(s.society.lost, rec.UUID)
-		s.society.mu.Unlock()
+		// What is left here from before it was lost must not be used again.
+		if t, ok := s.leaseTrouble(rec.UUID); ok && t.state == presence.Lost {
+			if err := root.Cut(ctx, rec); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+				return err
+			}
+		}
 	}
 	return p.Enter(ctx, rec.UUID)
 }
@@ -154,8 +317,24 @@ func (s *store) leave(ctx context.Context, root *volume.Root, rec volume.Record)
 	}
 	if rec.Exclusive {
 		err = p.Release(ctx, rec.UUID)
+		s.settleTrouble(rec.UUID)
 	}
 	p.Leave(rec.UUID)
+	return err
+}
+
+// forgetLease is volume.Location's: it deletes the lease of a volume whose data is gone.
+// One that another host has stays, and costs nobody anything.
+func (s *store) forgetLease(ctx context.Context, root *volume.Root, uuid string) error {
+	p, err := s.peers(root)
+	if err != nil || p == nil {
+		return err
+	}
+	err = p.Drop(ctx, uuid)
+	if errdefs.IsConflict(err) {
+		s.cfg.Log.WithField("volume", uuid).WithError(err).Info("the lease of a volume that was deleted is left")
+		return nil
+	}
 	return err
 }
 

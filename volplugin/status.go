@@ -11,6 +11,7 @@ import (
 	api "github.com/docker/go-plugins-helpers/volume"
 
 	"github.com/berth-plugin/berth/volplugin/engine"
+	"github.com/berth-plugin/berth/volplugin/engine/thin"
 	"github.com/berth-plugin/berth/volplugin/options"
 	"github.com/berth-plugin/berth/volplugin/volume"
 )
@@ -40,8 +41,8 @@ func (d *Driver) describe(s *store, name string, v seenVolume, away error) *api.
 	if rivals := s.ledger.rivals(s.key, name); len(rivals) > 0 {
 		status["also-in"] = rivals
 	}
-	if trouble := s.leaseTrouble(v.Record.UUID); trouble != "" {
-		status["error"] = trouble
+	if t, ok := s.leaseTrouble(v.Record.UUID); ok {
+		status["lease"], status["error"] = string(t.state), t.String()
 	}
 	if away != nil {
 		status["error"] = away.Error()
@@ -67,6 +68,9 @@ func (s *store) describeRecord(status map[string]any, rec volume.Record) {
 		if able.FileSystem != "" {
 			status["file-system"] = able.FileSystem
 		}
+	}
+	if pool := s.pool.Load(); pool != nil && rec.Engine == thin.Name {
+		status["pool"] = describePool(*pool)
 	}
 	if rec.Size > 0 {
 		status["size"] = units.BytesSize(float64(rec.Size))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/shared/keylock"
+	"github.com/berth-plugin/berth/volplugin/engine"
 	"github.com/berth-plugin/berth/volplugin/netfs"
 	"github.com/berth-plugin/berth/volplugin/schedule"
 	"github.com/berth-plugin/berth/volplugin/volume"
@@ -48,6 +49,8 @@ type store struct {
 	fills     *fills
 	abilities abilities
 	used      usages
+	// pool of engine thin as it was last seen, nil when it was not.
+	pool atomic.Pointer[engine.Pool]
 	// runner of snapshots is the Driver's.
 	runner  *schedule.Runner
 	society society
@@ -88,7 +91,7 @@ func newStore(key, name, path string, cfg *Config, all volume.Engines, l *ledger
 	if cfg.Local != "" {
 		s.location.Local = filepath.Join(cfg.Local, localName(key))
 	}
-	s.location.Hold = s.hold
+	s.location.Hold, s.location.Forget = s.hold, s.forgetLease
 	return s
 }
 
@@ -285,7 +288,7 @@ func (s *store) settle(ctx context.Context) error {
 			}))
 		}
 	}
-	return errors.Join(append(errs, s.settleClaims(ctx), s.settleSnapshots(ctx))...)
+	return errors.Join(append(errs, s.rejoin(ctx), s.settleClaims(ctx), s.settleSnapshots(ctx))...)
 }
 
 // settleSnapshots removes what is half made, or half removed, of snapshots.
@@ -385,11 +388,13 @@ func (s *store) tend(ctx context.Context) {
 	defer cancel()
 	worth, err := s.tendShare(ctx)
 	if worth && err == nil {
+		s.cutOffLeft(ctx)
 		err = s.settle(ctx)
 	}
 	if worth && err == nil {
 		err = s.lookIn(ctx, func(ctx context.Context, root *volume.Root) error {
 			s.learnAbilities(ctx, root)
+			s.learnPool(ctx, root)
 			return nil
 		})
 	}

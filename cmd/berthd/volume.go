@@ -11,6 +11,7 @@ import (
 
 	"github.com/berth-plugin/berth/shared/settings"
 	"github.com/berth-plugin/berth/volplugin"
+	"github.com/berth-plugin/berth/volplugin/engine/thin"
 	"github.com/berth-plugin/berth/volplugin/mount"
 )
 
@@ -22,6 +23,10 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 	roots, err := volplugin.ParseRoots(d.settings.Roots)
 	if err != nil {
 		return started{}, fmt.Errorf("%s: %w", settings.EnvRoots, err)
+	}
+	pool, err := thin.ParseSettings(d.settings.ThinPool)
+	if err != nil {
+		return started{}, fmt.Errorf("%s: %w", settings.EnvThinPool, err)
 	}
 	var open closers
 	defer func() {
@@ -40,7 +45,8 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 	}
 	open.add(counts.Close)
 	cfg := volplugin.Config{
-		Root: d.dataDir, Roots: roots, ShareBase: filepath.Join(d.stateDir, "vol", "shares"), DB: db, Counts: counts, Log: d.log,
+		Root: d.dataDir, Roots: roots, ThinPool: pool, ShareBase: filepath.Join(d.stateDir, "vol", "shares"),
+		DB: db, Counts: counts, Log: d.log,
 		Local: d.runDir("attached"), SpecialBase: d.runDir("mounted"),
 	}
 	watch := func(context.Context) {}

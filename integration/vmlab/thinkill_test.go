@@ -295,9 +295,9 @@ func newThinWith(t testing.TB, s thin.Settings) *thin.Engine {
 
 // nothingLeft checks that a root's pool holds nothing, by all accounts. What is in
 // tmp goes after a day, as an engine may expect.
-func nothingLeft(t testing.TB, e *thin.Engine, p engine.Place, before thin.State) {
+func nothingLeft(t testing.TB, e *thin.Engine, p engine.Place, before engine.Pool) {
 	t.Helper()
-	state, err := e.State(t.Context(), p)
+	state, err := e.Pool(t.Context(), p)
 	assert.NilError(t, err)
 	assert.Equal(t, state.DataUsed, before.DataUsed)
 	for _, dir := range []string{".berth/thin/volumes", ".berth/thin/devices", ".berth/trash", ".berth/snapshots"} {
@@ -329,7 +329,7 @@ func thinKilled(t *testing.T, kind string) {
 	_, err := e.Create(t.Context(), p, v, engine.Attributes{})
 	assert.NilError(t, err)
 	assert.NilError(t, e.Abandon(p, v))
-	before, err := e.State(t.Context(), p)
+	before, err := e.Pool(t.Context(), p)
 	assert.NilError(t, err)
 
 	for round := range 8 {

@@ -3,6 +3,7 @@ package vmlab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -29,6 +30,7 @@ func TestThinPool(t *testing.T) {
 		t.Run("device-mapper by ioctl", thinMapper)
 		t.Run("cycles leave nothing", thinCycles)
 		t.Run("full with ext4", func(t *testing.T) { thinFull(t, "ext4") })
+		t.Run("cut off", thinCut)
 		t.Run("devices are lost", thinLost)
 		if !isFull() {
 			return
@@ -169,12 +171,12 @@ func thinCycles(t *testing.T) {
 		destroyThin(t, e, p, clone)
 	}
 	cycle("first")
-	before, err := e.State(t.Context(), p)
+	before, err := e.Pool(t.Context(), p)
 	assert.NilError(t, err)
 	for i := range 50 {
 		cycle(fmt.Sprintf("v%d", i))
 	}
-	after, err := e.State(t.Context(), p)
+	after, err := e.Pool(t.Context(), p)
 	assert.NilError(t, err)
 	assert.Equal(t, after.DataUsed, before.DataUsed)
 	// Metadata is freed by the next transaction's end, and trees differ a little.
@@ -222,7 +224,7 @@ func thinFull(t *testing.T, kind string) {
 	out, err = dd(t, filepath.Join(path(fills), "f"), 600)
 	assert.Assert(t, err != nil, "600 MiB were written into a pool of 512 MiB: %s", out)
 	assert.Assert(t, strings.Contains(out, "No space left") || strings.Contains(out, "Input/output error") || strings.Contains(out, "Read-only"), out)
-	state, err := e.State(t.Context(), p)
+	state, err := e.Pool(t.Context(), p)
 	assert.NilError(t, err)
 	assert.Assert(t, strings.Contains(state.Problem, "full"), "%+v", state)
 	_, err = e.Create(t.Context(), p, thinVolume("more", kind, 1024), engine.Attributes{})
@@ -235,7 +237,7 @@ func thinFull(t *testing.T, kind string) {
 
 	// Room again, and all is well.
 	destroyThin(t, e, p, fills)
-	state, err = e.State(t.Context(), p)
+	state, err = e.Pool(t.Context(), p)
 	assert.NilError(t, err)
 	assert.Equal(t, state.Problem, "")
 	assert.NilError(t, e.Detach(t.Context(), p, keeps))
@@ -246,6 +248,53 @@ func thinFull(t *testing.T, kind string) {
 	_, err = e.Snapshot(t.Context(), p, keeps, "s", nil)
 	assert.NilError(t, err)
 	destroyThin(t, e, p, keeps)
+	noThinDevices(t)
+}
+
+// thinCut takes a volume from a program that writes to it. The others go on.
+func thinCut(t *testing.T) {
+	kinds := []string{"btrfs"}
+	if isFull() {
+		kinds = append(kinds, "ext4", "xfs")
+	}
+	for _, kind := range kinds {
+		e := newThinWith(t, thinSettings())
+		p := thinPlace(t, t.TempDir(), t.TempDir())
+		v, other := thinVolume("web", kind, 320), thinVolume("other", "ext4", 64)
+		assert.NilError(t, e.Cut(t.Context(), p, v), "not there")
+		createThin(t, e, p, v)
+		createThin(t, e, p, other)
+		var program *os.File
+		inThin(t, e, p, v, func(path string) {
+			assert.NilError(t, os.WriteFile(filepath.Join(path, "kept"), []byte("kept"), 0o600))
+			var err error
+			program, err = os.Create(filepath.Join(path, "open"))
+			assert.NilError(t, err)
+			assert.NilError(t, unix.Syncfs(int(program.Fd())))
+		})
+		_, err := program.Write(make([]byte, 8<<20))
+		assert.NilError(t, err)
+		assert.NilError(t, e.Cut(t.Context(), p, v))
+		assert.NilError(t, e.Cut(t.Context(), p, v), "again")
+		err = program.Sync()
+		assert.Assert(t, errors.Is(err, unix.EIO) || errors.Is(err, unix.EROFS), "%s: %v", kind, err)
+		err = e.Attach(t.Context(), p, v)
+		assert.Assert(t, errdefs.IsConflict(err), "%s: %v", kind, err)
+		assert.NilError(t, program.Close())
+		assert.NilError(t, e.Attach(t.Context(), p, v))
+		inThin(t, e, p, v, func(path string) {
+			data, err := os.ReadFile(filepath.Join(path, "kept"))
+			assert.NilError(t, err)
+			assert.Equal(t, string(data), "kept")
+			assert.NilError(t, os.WriteFile(filepath.Join(path, "new"), []byte("new"), 0o600))
+		})
+		inThin(t, e, p, other, func(path string) {
+			assert.NilError(t, os.WriteFile(filepath.Join(path, "new"), []byte("new"), 0o600))
+		})
+		assert.NilError(t, e.Cut(t.Context(), p, v))
+		destroyThin(t, e, p, v)
+		destroyThin(t, e, p, other)
+	}
 	noThinDevices(t)
 }
 

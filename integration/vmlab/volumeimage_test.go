@@ -21,7 +21,7 @@ func TestImages(t *testing.T) {
 	tests := map[string]string{
 		"filesystem":   "^Test(Grow|Shrink|Freeze|Copy|Damaged)",
 		"loop":         "^Test(Attach|Capacity|Second|Processes|Nodes)",
-		"engine/image": "^Test(Grow|Shrink|Busy|LeftFrozen|Clone|Root|Processes)",
+		"engine/image": "^Test(Grow|Shrink|Busy|LeftFrozen|Clone|Root|Processes|Cut)",
 	}
 	files := binariesOfTests(t, slices.Collect(maps.Keys(tests))...)
 	InGuest(t, Options{Files: files, Modules: []string{"loop", "btrfs", "xfs"}, Timeout: 20 * time.Minute}, func(t *testing.T) {

@@ -23,6 +23,7 @@ const (
 	EnvIPAMKey     = "BERTH_IPAM_KEY"
 	EnvScope       = "BERTH_SCOPE"
 	EnvRoots       = "BERTH_ROOTS"
+	EnvThinPool    = "BERTH_THIN_POOL"
 	EnvMetricsAddr = "BERTH_METRICS_ADDR"
 	EnvSysctlDir   = "BERTH_SYSCTL_DIR"
 )
@@ -52,6 +53,9 @@ type Settings struct {
 	// Roots lists further volume roots, in the form of volplugin.ParseRoots; "" is
 	// none, the default.
 	Roots string
+	// ThinPool says what pools of engine thin are made of, in the form of
+	// thin.ParseSettings; "" is files in the root, the default.
+	ThinPool string
 	// MetricsAddr is the HOST:PORT where Prometheus metrics are served; "" is
 	// nowhere, the default.
 	MetricsAddr string
@@ -69,6 +73,7 @@ func Read(getenv func(string) string) (Settings, error) {
 		IPAMKey:     IPAMKeyName,
 		Scope:       "local",
 		Roots:       getenv(EnvRoots),
+		ThinPool:    getenv(EnvThinPool),
 		MetricsAddr: getenv(EnvMetricsAddr),
 		SysctlDir:   "/proc/sys/net",
 	}

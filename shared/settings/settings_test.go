@@ -21,12 +21,12 @@ func TestDefaults(t *testing.T) {
 func TestValuesAreTaken(t *testing.T) {
 	got, err := Read(env(map[string]string{
 		EnvLogLevel: "debug", EnvPools: "10.9.0.0/16:26", EnvIPAMKey: "MAC", EnvScope: "GLOBAL", EnvRoots: "fast=/data/fast",
-		EnvMetricsAddr: "127.0.0.1:9323", EnvSysctlDir: "/host/sysctl/net",
+		EnvThinPool: "data=/dev/sdb metadata=/dev/sdc", EnvMetricsAddr: "127.0.0.1:9323", EnvSysctlDir: "/host/sysctl/net",
 	}))
 	assert.NilError(t, err)
 	assert.DeepEqual(t, got, Settings{
 		LogLevel: logrus.DebugLevel, Pools: "10.9.0.0/16:26", IPAMKey: IPAMKeyMAC, Scope: "global", Roots: "fast=/data/fast",
-		MetricsAddr: "127.0.0.1:9323", SysctlDir: "/host/sysctl/net",
+		ThinPool: "data=/dev/sdb metadata=/dev/sdc", MetricsAddr: "127.0.0.1:9323", SysctlDir: "/host/sysctl/net",
 	})
 }
 

@@ -56,6 +56,15 @@ func Linear(length uint64, device Number, offset uint64) Target {
 // Error is a stretch that fails all I/O.
 func Error(length uint64) Target { return Target{Length: length, Kind: "error"} }
 
+// Length of a table in sectors.
+func Length(table []Target) uint64 {
+	var length uint64
+	for _, t := range table {
+		length = max(length, t.Start+t.Length)
+	}
+	return length
+}
+
 // PoolOptions are those of a thin pool.
 type PoolOptions struct {
 	// BlockSectors is the size of what is allocated at a time and shared by

@@ -214,3 +214,31 @@ type Engine interface {
 	// complete it does nothing.
 	Rollback(ctx context.Context, p Place, v Volume, snap, keep string, progress func(Progress)) (Copy, error)
 }
+
+// A Cutter is an Engine that can take an attached volume away from whoever has it. The
+// others can only ask.
+type Cutter interface {
+	Engine
+	// Cut makes all writes to the data fail from now on, with EIO or EROFS, and writes
+	// nothing of what is not on disk yet: another host may have the data already. The
+	// volume stays attached, and useless, until Detach, and Attach after that makes it
+	// good; Attach before that does so when nobody uses it, and is a conflict
+	// otherwise. Not attached is no error, and neither is cut already. It may be called
+	// beside any other call for the volume, which then fails.
+	Cut(ctx context.Context, p Place, v Volume) error
+}
+
+// A Pooled Engine keeps the volumes of a place in one pool, which has a size of its own.
+type Pooled interface {
+	Engine
+	// Pool tells how full it is; the zero value as long as there is none.
+	Pool(ctx context.Context, p Place) (Pool, error)
+}
+
+// A Pool as it was at one moment, in bytes.
+type Pool struct {
+	DataUsed, DataTotal         uint64
+	MetadataUsed, MetadataTotal uint64
+	// Problem says in words what is wrong, "" when nothing is.
+	Problem string
+}

@@ -10,6 +10,8 @@
 //
 // Devices clear themselves: once one is mounted, it goes with the last mount, and
 // before that with the process that made it.
+//
+// A device that is in use can be cut off from its file, see Cut.
 package loop
 
 import (
@@ -86,24 +88,42 @@ func FileOf(f *os.File) (File, error) {
 // Backing tells which file the device at path, as Device.Path gives it, is bound
 // to. The error wraps fs.ErrNotExist when it is bound to none.
 func Backing(path string) (File, error) {
+	info, err := status(path)
+	if err != nil {
+		return File{}, err
+	}
+	return File{info.Device, info.Inode}, nil
+}
+
+// IsCut tells whether the device at path has been cut off from its file. Errors are
+// those of Backing.
+func IsCut(path string) (bool, error) {
+	info, err := status(path)
+	if err != nil {
+		return false, err
+	}
+	return info.Sizelimit == cutSize, nil
+}
+
+func status(path string) (*unix.LoopInfo64, error) {
 	digits, ok := strings.CutPrefix(path, nodePrefix)
 	number, err := strconv.Atoi(digits)
 	if !ok || err != nil {
-		return File{}, fmt.Errorf("%s is not a loop device: %w", path, fs.ErrNotExist)
+		return nil, fmt.Errorf("%s is not a loop device: %w", path, fs.ErrNotExist)
 	}
 	device, err := openDevice(number, unix.O_RDONLY)
 	if err != nil {
-		return File{}, err
+		return nil, err
 	}
 	defer device.Close()
 	info, err := unix.IoctlLoopGetStatus64(int(device.Fd()))
 	if errors.Is(err, unix.ENXIO) {
-		return File{}, fmt.Errorf("%s is free: %w", path, fs.ErrNotExist)
+		return nil, fmt.Errorf("%s is free: %w", path, fs.ErrNotExist)
 	}
 	if err != nil {
-		return File{}, fmt.Errorf("status of %s: %w", path, err)
+		return nil, fmt.Errorf("status of %s: %w", path, err)
 	}
-	return File{info.Device, info.Inode}, nil
+	return info, nil
 }
 
 // Attach gives the loop device of an image file, with the one that it has or a
@@ -158,6 +178,9 @@ func existing(ctx context.Context, image *os.File, id File, readOnly bool) (*Dev
 		if err == nil && (File{info.Device, info.Inode}) == id {
 			if bound := info.Flags&unix.LO_FLAGS_READ_ONLY != 0; bound != readOnly {
 				return nil, errors.Join(fault.Conflict("%s is bound to %s for %s", image.Name(), file.Name(), purpose(bound)), file.Close())
+			}
+			if info.Sizelimit == cutSize {
+				return nil, errors.Join(fault.Conflict("%s: %w: stop what still uses %s on this host", image.Name(), ErrCut, file.Name()), file.Close())
 			}
 			if info.Offset != 0 || info.Sizelimit != 0 {
 				return nil, errors.Join(fault.Conflict("a part of %s is bound to %s, not by Berth", image.Name(), file.Name()), file.Close())
@@ -296,6 +319,65 @@ func SetCapacity(image *os.File) error {
 		}
 	}
 	return nil
+}
+
+// ErrCut says that a file's device has been cut off from it.
+var ErrCut = errors.New("it was cut off from its loop device")
+
+const (
+	// cutSize in bytes is what is left of a device that is cut: the least that there can
+	// be, since older kernels check nothing on a device of size 0. No file system that
+	// has been shut down, and no btrfs, writes its first sector.
+	cutSize = 512
+	// cutTries bounds how often a cut is tried while somebody reads the device.
+	cutTries = 20
+)
+
+// Cut makes all I/O on the file's loop device fail with EIO, for as long as that
+// exists, whoever has it open or mounted. What is under way ends first, and what is
+// dirty in the device's own page cache is written: a file system that uses it (ext4)
+// is to be shut down before, and one that does not (btrfs, xfs) writes nothing then.
+// A file without a device needs no cut. The error wraps unix.EAGAIN when an old
+// kernel refuses it because a file system keeps pages of the device (ext4, before Linux
+// 6.9 or so); they have been written then.
+//
+// There is no better way: BLKROSET stops no file system that is mounted, LOOP_CLR_FD
+// waits for the last unmount, and LOOP_CHANGE_FD is for read-only devices.
+func Cut(ctx context.Context, image File) error {
+	numbers, err := find(image)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, n := range numbers {
+		errs = append(errs, cut(ctx, n))
+	}
+	return errors.Join(errs...)
+}
+
+func cut(ctx context.Context, number int) error {
+	device, err := openDevice(number, unix.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer device.Close()
+	info, err := unix.IoctlLoopGetStatus64(int(device.Fd()))
+	if err != nil {
+		return fmt.Errorf("status of %s: %w", device.Name(), err)
+	}
+	info.Sizelimit = cutSize
+	for try := 1; ; try++ {
+		err := unix.IoctlLoopSetStatus64(int(device.Fd()), info)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EAGAIN) || try == cutTries {
+			return fmt.Errorf("cut %s off from its file: %w", device.Name(), err)
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
 }
 
 func (d *Device) resize() error {

@@ -70,11 +70,11 @@
 //   - first Mount: Enter; for an exclusive volume Acquire before that, and only then
 //     attach and mount it;
 //   - last Unmount: unmount and detach it, then Release and Leave;
-//   - after a restart: Acquire for each exclusive volume that is attached. A conflict
-//     means that it was lost meanwhile, as if Changed had said so;
-//   - Changed says Doubtful: stop its writing (remount it read-only, freeze it), without
-//     looking at the root, which may hang; Held: let it write again; Lost: make it
-//     read-only for good, detach it as soon as it can be, then Release;
+//   - after a restart: Resume for each exclusive volume that is attached. It may have been
+//     lost meanwhile, as if Changed had said so;
+//   - Changed says Doubtful: tell people, who may stop the writing; Held: it is over; Lost:
+//     take the volume from its programs at once, detach it as soon as it can be, then
+//     Release;
 //   - removal, rollback, resize: refuse while Users has another host that is InUse;
 //   - its data is deleted for good: Drop;
 //   - at the end of the process: Close, after Run has returned.

@@ -134,6 +134,43 @@ func (p *Presence) Acquire(ctx context.Context, volume string, force bool) (Leas
 	return Lease{}, fault.Conflict("several hosts try to take the volume at once; try again")
 }
 
+// Resume takes the lease of a volume that an earlier process of this host has left
+// attached, if it is this host's still. Otherwise lost says in words why it is not, as
+// Changed would have said.
+func (p *Presence) Resume(ctx context.Context, volume string) (lost string, err error) {
+	if err := checkUUID(volume); err != nil {
+		return "", err
+	}
+	if p.Holds(volume) {
+		return "", nil
+	}
+	d, err := p.open(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer d.Close()
+	if err := d.leases.Refresh(); err != nil {
+		return "", unavailable(err)
+	}
+	if lost, err = p.lostTo(d, volume, anyGeneration); err != nil || lost != "" {
+		return lost, err
+	}
+	_, err = p.Acquire(ctx, volume, false)
+	return "", err
+}
+
+// Holds tells whether this process has the volume's lease, as far as it knows: it does no
+// I/O.
+func (p *Presence) Holds(volume string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.held[volume]
+	return ok
+}
+
+// anyGeneration is for those who do not know which generation they had.
+const anyGeneration = 0
+
 // errAgain says that what was read is no longer so.
 var errAgain = errors.New("again")
 
@@ -393,7 +430,7 @@ func (p *Presence) retryReleases(ctx context.Context, d dirs) {
 }
 
 // Drop deletes all that is kept of a volume's lease, when its data is deleted for
-// good. It is a conflict while another host has it.
+// good. It is a conflict while another host has it that is not dead.
 func (p *Presence) Drop(ctx context.Context, volume string) error {
 	if err := checkUUID(volume); err != nil {
 		return err
@@ -421,7 +458,9 @@ func (p *Presence) Drop(ctx context.Context, volume string) error {
 		return err
 	}
 	if err == nil && generation > 0 && rec.State != free && rec.Host != p.cfg.ID {
-		return fault.Conflict("host %s has it", nameOf(rec))
+		if dead, _, _ := p.judge(fileName(rec.Host)); !dead {
+			return fault.Conflict("host %s has it", nameOf(rec))
+		}
 	}
 	p.mu.Lock()
 	delete(p.held, volume)
@@ -581,9 +620,9 @@ func (p *Presence) lostTo(d dirs, volume string, generation uint64) (string, err
 		return "its lease is damaged", nil
 	case err != nil:
 		return "", err
-	case highest < generation:
+	case highest == 0, highest < generation:
 		return "its lease was deleted", nil
-	case highest == generation && rec.Host == p.cfg.ID && rec.State == held:
+	case rec.Host == p.cfg.ID && rec.State == held && (generation == highest || generation == anyGeneration):
 		return "", nil
 	case rec.State == free:
 		return "another host had it meanwhile", nil

@@ -66,6 +66,31 @@ func TestALease(t *testing.T) {
 	assert.NilError(t, a.take(v))
 }
 
+func TestALeaseIsResumedByTheNextProcessUnlessItWasLost(t *testing.T) {
+	root, v := t.TempDir(), uuid.NewString()
+	a, b := newHost(t, root, "a"), newHost(t, root, "b")
+	why, err := a.Resume(t.Context(), v)
+	assert.NilError(t, err)
+	assert.Equal(t, why, "its lease was deleted")
+	assert.NilError(t, a.take(v))
+	next := newHost(t, root, "a")
+	why, err = next.Resume(t.Context(), v)
+	assert.NilError(t, err)
+	assert.Equal(t, why, "")
+	assert.Assert(t, next.Holds(v) && !b.Holds(v))
+	_, err = b.Acquire(t.Context(), v, true)
+	assert.NilError(t, err)
+	last := newHost(t, root, "a")
+	why, err = last.Resume(t.Context(), v)
+	assert.NilError(t, err)
+	assert.Equal(t, why, "host b took it over")
+	assert.NilError(t, b.Release(t.Context(), v))
+	why, err = last.Resume(t.Context(), v)
+	assert.NilError(t, err)
+	assert.Equal(t, why, "another host had it meanwhile")
+	assert.Assert(t, !last.Holds(v))
+}
+
 func TestALeaseOutlivesTheProcess(t *testing.T) {
 	root, v := t.TempDir(), uuid.NewString()
 	a, b := newHost(t, root, "a"), newHost(t, root, "b")

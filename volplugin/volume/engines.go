@@ -95,6 +95,36 @@ func (r *Root) Detach(ctx context.Context, rec Record) error {
 	return failed(eng.Detach(ctx, p, rec.volume()))
 }
 
+// Cut takes a volume away from whoever has it on this host, as engine.Cutter says. The
+// error wraps errors.ErrUnsupported when its engine cannot.
+func (r *Root) Cut(ctx context.Context, rec Record) error {
+	eng, p, err := r.keeper(rec)
+	if err != nil {
+		return err
+	}
+	cutter, ok := eng.(engine.Cutter)
+	if !ok {
+		return fmt.Errorf("engine %s: %w", rec.Engine, errors.ErrUnsupported)
+	}
+	return failed(cutter.Cut(ctx, p, rec.volume()))
+}
+
+// Pool tells how full the pool of an engine is, as engine.Pooled says; the zero value for
+// engines that have none.
+func (r *Root) Pool(ctx context.Context, name string) (engine.Pool, error) {
+	eng, _ := r.Engines.Get(name)
+	pooled, ok := eng.(engine.Pooled)
+	if !ok {
+		return engine.Pool{}, nil
+	}
+	p, err := r.place()
+	if err != nil {
+		return engine.Pool{}, err
+	}
+	pool, err := pooled.Pool(ctx, p)
+	return pool, failed(err)
+}
+
 // Abilities are what the engine of a volume can do in this root.
 func (r *Root) Abilities(ctx context.Context, rec Record) (engine.Abilities, error) {
 	eng, p, err := r.keeper(rec)

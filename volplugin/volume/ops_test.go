@@ -371,7 +371,8 @@ func TestPruneKeepsWhatUsersMade(t *testing.T) {
 	s := newScene(t, t.TempDir(), "create")
 	s.as("a", func(r *Root) {
 		ctx := t.Context()
-		clock := time.Date(2026, 11, 28, 17, 30, 0, 0, time.UTC)
+		// After any clock that this test is run by, which has made the snapshot called old.
+		clock := time.Date(2126, 11, 28, 17, 30, 0, 0, time.UTC)
 		r.Now = func() time.Time { return clock }
 		for range 4 {
 			clock = clock.Add(time.Hour)
@@ -387,13 +388,13 @@ func TestPruneKeepsWhatUsersMade(t *testing.T) {
 		assert.NilError(t, err)
 		policy, err := rec.KeepPolicy()
 		assert.NilError(t, err)
-		names, err := r.PruneSnapshots(ctx, "web", policy, func(snap string) bool { return snap == "20261128T183000Z" })
+		names, err := r.PruneSnapshots(ctx, "web", policy, func(snap string) bool { return snap == "21261128T183000Z" })
 		assert.NilError(t, err)
-		assert.DeepEqual(t, names, []string{"20261128T193000Z"})
+		assert.DeepEqual(t, names, []string{"21261128T193000Z"})
 		list, err := r.Snapshots(ctx, "web")
 		assert.NilError(t, err)
 		assert.Equal(t, len(list), 4)
-		assert.Equal(t, list[len(list)-1].Name, "20261128T213000Z")
+		assert.Equal(t, list[len(list)-1].Name, "21261128T213000Z")
 		_, err = r.Snapshot(ctx, "web", "old")
 		assert.NilError(t, err)
 	})

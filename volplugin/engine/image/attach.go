@@ -41,6 +41,9 @@ func (e *Engine) Attach(ctx context.Context, p engine.Place, v engine.Volume) er
 		}
 	}
 	target := volumeTarget(p, v)
+	if err := e.bury(ctx, p, v); err != nil {
+		return err
+	}
 	there, err := mountedFrom(target, image)
 	if err != nil {
 		return err
@@ -158,25 +161,21 @@ func removeTarget(target string) error {
 	return &fs.PathError{Op: "rmdir", Path: target, Err: err}
 }
 
-// mountAt finds what is mounted at a directory of Local, nil if nothing is.
+// mountAt finds what is mounted at a directory of Local, nil if nothing is. It needs
+// nothing of the file system, which may be down.
 func mountAt(target string) (*mountinfo.Info, error) {
-	dir, err := rooted.Open(target)
+	id, err := rooted.MountIDOf(target)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
-	parent, err := rooted.Open(filepath.Dir(target))
-	if err != nil {
+	parent, err := rooted.MountIDOf(filepath.Dir(target))
+	if err != nil || id == parent {
 		return nil, err
 	}
-	defer parent.Close()
-	if dir.MountID() == parent.MountID() {
-		return nil, nil
-	}
-	return mountOf(dir)
+	return mountByID(target, id)
 }
 
 // mountedFrom tells whether the image is mounted at target, and unmounts another one
@@ -220,14 +219,8 @@ func (e *Engine) Detach(ctx context.Context, p engine.Place, v engine.Volume) er
 	if err != nil {
 		return err
 	}
-	others, err := mountinfo.GetMounts(func(other *mountinfo.Info) (skip, stop bool) {
-		return other.Major != info.Major || other.Minor != info.Minor || other.ID == info.ID, false
-	})
-	if err != nil {
-		return fmt.Errorf("read mountinfo: %w", err)
-	}
-	if len(others) > 0 {
-		return fault.Conflict("volume %s is in use: it is mounted at %s", v.Name, others[0].Mountpoint)
+	if err := nowhereElse(v, info); err != nil {
+		return err
 	}
 	if err := unmount(target); err != nil {
 		return fmt.Errorf("volume %s is in use: %w", v.Name, err)
@@ -244,20 +237,26 @@ func (e *Engine) Detach(ctx context.Context, p engine.Place, v engine.Volume) er
 	return err
 }
 
+// nowhereElse errs when a volume is mounted elsewhere than at info.
+func nowhereElse(v engine.Volume, info *mountinfo.Info) error {
+	others, err := mountinfo.GetMounts(func(other *mountinfo.Info) (skip, stop bool) {
+		return other.Major != info.Major || other.Minor != info.Minor || other.ID == info.ID, false
+	})
+	if err != nil {
+		return fmt.Errorf("read mountinfo: %w", err)
+	}
+	if len(others) > 0 {
+		return fault.Conflict("volume %s is in use: it is mounted at %s", v.Name, others[0].Mountpoint)
+	}
+	return nil
+}
+
 // released errs when the image of a volume that is not mounted here is in use.
 func (e *Engine) released(ctx context.Context, p engine.Place, v engine.Volume) error {
-	image, err := openFile(p.Trash, v.UUID, unix.O_RDONLY)
-	if errors.Is(err, fs.ErrNotExist) {
-		image, err = openFile(p.Images, imageName(v.Name), unix.O_RDONLY)
-	}
+	id, err := fileOfVolume(p, v)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	defer image.Close()
-	id, err := loop.FileOf(image)
 	if err != nil {
 		return err
 	}

@@ -86,15 +86,19 @@ func (e *Engine) Probe(_ context.Context, p engine.Place) (engine.Abilities, err
 
 // mountOf finds the mount of a directory in mountinfo.
 func mountOf(dir *rooted.Dir) (*mountinfo.Info, error) {
+	return mountByID(dir.Path(), dir.MountID())
+}
+
+func mountByID(path string, id int) (*mountinfo.Info, error) {
 	list, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
-		found := info.ID == dir.MountID()
+		found := info.ID == id
 		return !found, found
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read mountinfo: %w", err)
 	}
 	if len(list) == 0 {
-		return nil, fmt.Errorf("the mount of %s is not in mountinfo", dir.Path())
+		return nil, fmt.Errorf("the mount of %s is not in mountinfo", path)
 	}
 	return list[0], nil
 }

@@ -186,20 +186,15 @@ func (o *opened) target(id uint32) string { return filepath.Join(o.Local, o.devi
 
 // isMounted tells whether something is mounted at the target of a device.
 func (o *opened) isMounted(id uint32) (bool, error) {
-	top, err := rooted.Open(o.target(id))
+	top, err := rooted.MountIDOf(o.target(id))
 	if missing(err) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	defer top.Close()
-	parent, err := rooted.Open(o.Local)
-	if err != nil {
-		return false, err
-	}
-	defer parent.Close()
-	return top.MountID() != parent.MountID(), nil
+	parent, err := rooted.MountIDOf(o.Local)
+	return top != parent, err
 }
 
 // makeTarget makes the directory that a device is mounted at. Nobody but root gets

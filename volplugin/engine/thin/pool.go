@@ -42,7 +42,7 @@ const (
 	maxMetadata = 255 * (1 << 14) * 16 * 256
 
 	// A pool with less than this part of its data blocks or metadata free is low: new
-	// volumes are refused, and State says so. A quarter of it stops snapshots too.
+	// volumes are refused, and Pool says so. A quarter of it stops snapshots too.
 	lowPart = 20
 	// counterBits of the transaction ID count devices; what is above tells pools
 	// apart.
@@ -551,29 +551,22 @@ func (o *opened) stopPool() error {
 	return nil
 }
 
-// State of a pool, for Status and metrics.
-type State struct {
-	// DataUsed and DataTotal in bytes, and those of the metadata.
-	DataUsed, DataTotal         uint64
-	MetadataUsed, MetadataTotal uint64
-	// Problem says in words what is wrong, "" when nothing is.
-	Problem string
-}
+var _ engine.Pooled = (*Engine)(nil)
 
-// State tells how the root's pool is; the zero value as long as it has none.
-func (e *Engine) State(ctx context.Context, p engine.Place) (State, error) {
+// Pool implements engine.Pooled. The pool is started for it.
+func (e *Engine) Pool(ctx context.Context, p engine.Place) (engine.Pool, error) {
 	o, err := e.open(ctx, p, false)
 	if missing(err) {
-		return State{}, nil
+		return engine.Pool{}, nil
 	}
 	if err != nil {
-		return State{}, err
+		return engine.Pool{}, err
 	}
 	defer o.close()
 	if !o.pool.Ready {
-		return State{}, nil
+		return engine.Pool{}, nil
 	}
-	var s State
+	var s engine.Pool
 	err = o.withPool(ctx, func(_ devmapper.Device, status devmapper.PoolStatus) error {
 		s = o.state(status)
 		return nil
@@ -581,8 +574,8 @@ func (e *Engine) State(ctx context.Context, p engine.Place) (State, error) {
 	return s, err
 }
 
-func (o *opened) state(p devmapper.PoolStatus) State {
-	return State{
+func (o *opened) state(p devmapper.PoolStatus) engine.Pool {
+	return engine.Pool{
 		DataUsed: p.DataUsed * o.pool.BlockSize, DataTotal: p.DataTotal * o.pool.BlockSize,
 		MetadataUsed: p.MetadataUsed * devmapper.MetadataBlock, MetadataTotal: p.MetadataTotal * devmapper.MetadataBlock,
 		Problem: problem(p),

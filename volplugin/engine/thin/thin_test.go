@@ -34,6 +34,34 @@ func TestSettingsThatCannotWorkAreRefused(t *testing.T) {
 	assert.Equal(t, e.settings.DefaultSize, uint64(DefaultSize))
 }
 
+func TestSettingsAreReadFromText(t *testing.T) {
+	for text, want := range map[string]Settings{
+		"":                                      {},
+		" data=/dev/sdb  metadata=/dev/vg/meta": {Data: "/dev/sdb", Metadata: "/dev/vg/meta"},
+		"size=2T sparse=true volume-size=20GiB block-size=256K": {DataSize: 2 << 40, Sparse: true, DefaultSize: 20 << 30, BlockSize: 256 << 10},
+	} {
+		got, err := ParseSettings(text)
+		assert.NilError(t, err, text)
+		assert.Equal(t, got, want)
+	}
+	for text, want := range map[string]string{
+		"data=/dev/sdb":                       "both are needed",
+		"data=/dev/sdb metadata=/dev/sdb":     "cannot hold data and metadata",
+		"data=sdb metadata=/dev/sdc":          `data="sdb": want a block device`,
+		"data=/dev/../x metadata=/dev/sdc":    "want a block device",
+		"data=/dev/a data=/dev/b":             "data is given twice",
+		"size=big":                            `size="big": want a size, as 20G`,
+		"sparse=perhaps":                      `sparse="perhaps": want true or false`,
+		"block-size=100K":                     "want a multiple of 64 KiB",
+		"/dev/sdb":                            `"/dev/sdb": want data=, metadata=`,
+		"data=/dev/a metadata=/dev/b size=1G": "size and sparse are of a pool on files",
+	} {
+		_, err := ParseSettings(text)
+		assert.ErrorContains(t, err, want)
+		assert.Assert(t, errdefs.IsInvalidArgument(err), text)
+	}
+}
+
 func somePointer() pointer {
 	return pointer{
 		Schema: schema, Kind: pointerKind, Pool: testUUID, Volume: testUUID, Device: 7, FS: filesystem.XFS, Size: 1 << 30,

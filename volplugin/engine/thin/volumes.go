@@ -266,6 +266,9 @@ func chownID(given *uint32) int {
 // mount activates a device and mounts it on this host, where it is not yet, and
 // gives its top directory.
 func (o *opened) mount(ctx context.Context, ptr pointer, readOnly bool) (_ *rooted.Dir, err error) {
+	if err := o.bury(ptr.Device); err != nil {
+		return nil, err
+	}
 	node, err := o.activate(ctx, ptr.Device, ptr.Size, readOnly)
 	if err != nil {
 		return nil, err
