@@ -39,6 +39,7 @@ func testListed(b *bench) {
 	s := b.source("vol.1_x-y")
 	s.Time = noon.Add(123456789)
 	s.Tags = []string{"nightly", "before-upgrade"}
+	describe(b, s)
 	tree(b, data(s))
 	result := b.backup(s)
 	files, dirs, bytes := count(b, s)

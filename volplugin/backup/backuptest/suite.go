@@ -111,10 +111,16 @@ func (b *bench) source(volume string) backup.Source {
 	b.Helper()
 	s := backup.Source{Dir: b.TempDir(), Volume: volume, UUID: uuid.NewString(), Host: "host-a", Time: noon, Tags: []string{"nightly"}}
 	assert.NilError(b, os.Mkdir(data(s), 0o755))
-	text, err := manifest(s).Encode()
-	assert.NilError(b, err)
-	assert.NilError(b, os.WriteFile(filepath.Join(s.Dir, backup.ManifestName), text, 0o600))
+	describe(b, s)
 	return s
+}
+
+// describe writes the manifest of a source.
+func describe(t testing.TB, s backup.Source) {
+	t.Helper()
+	text, err := manifest(s).Encode()
+	assert.NilError(t, err)
+	assert.NilError(t, os.WriteFile(filepath.Join(s.Dir, backup.ManifestName), text, 0o600))
 }
 
 func manifest(s backup.Source) backup.Manifest {

@@ -229,7 +229,12 @@ func (x *extractor) entry(h *tar.Header, content io.Reader) error {
 	}
 	if reason, marked := h.PAXRecords[missing]; marked && reason != "" {
 		x.Missing++
-		return x.place.remove(path)
+		size, err := x.place.remove(path)
+		if err == nil && size >= 0 {
+			x.Files--
+			x.Bytes -= uint64(size)
+		}
+		return err
 	}
 	return x.make(h, path, content)
 }
@@ -412,4 +417,18 @@ func (r *reader) Read(buf []byte) (int, error) {
 		return 0, err
 	}
 	return r.r.Read(buf)
+}
+
+// ReadManifest reads the manifest that an archive of a volume begins with, and nothing
+// that comes after it. Nobody vouches for it.
+func ReadManifest(r io.Reader) ([]byte, error) {
+	archive := tar.NewReader(r)
+	h, err := archive.Next()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrArchive, err)
+	}
+	if h.Name != backup.ManifestName || h.Typeflag != tar.TypeReg || h.Size > maxManifest {
+		return nil, fmt.Errorf("%w: it does not begin with a manifest", ErrArchive)
+	}
+	return io.ReadAll(archive)
 }

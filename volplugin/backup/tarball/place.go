@@ -205,20 +205,28 @@ func (p *place) free(fd int, name string, kind uint32) error {
 	if err != nil {
 		return err
 	}
-	if kind != 0 && st.Mode&unix.S_IFMT != kind || st.Mode&unix.S_IFMT == unix.S_IFDIR {
+	if st.Mode&unix.S_IFMT != kind {
 		return errKind
 	}
 	return unix.Unlinkat(fd, name, 0)
 }
 
-// remove removes a file, if it is there and no directory.
-func (p *place) remove(path string) error {
+// remove removes a regular file, and returns its size; -1 when it is not there.
+func (p *place) remove(path string) (size int64, err error) {
 	above, name := split(path)
 	fd, _, err := p.enter(above)
-	if err == nil && name != "" {
-		err = p.free(fd, name, 0)
+	if err != nil {
+		return -1, failed("remove", path, err)
 	}
-	return failed("remove", path, err)
+	var st unix.Stat_t
+	err = unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == unix.ENOENT {
+		return -1, nil
+	}
+	if err == nil {
+		err = p.free(fd, name, unix.S_IFREG)
+	}
+	return st.Size, failed("remove", path, err)
 }
 
 // node makes a symbolic link, a pipe or a device.
