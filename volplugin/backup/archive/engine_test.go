@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/http/httptest"
@@ -17,6 +18,8 @@ import (
 
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 
@@ -117,10 +120,10 @@ func plant(t testing.TB, dir string, entries []backuptest.Entry) (id string) {
 }
 
 // server runs an S3 server until the test ends.
-func server(t testing.TB) (url string, backend gofakes3.Backend) {
+func server(t testing.TB, options ...gofakes3.Option) (url string, backend gofakes3.Backend) {
 	t.Helper()
 	backend = s3mem.New()
-	s := httptest.NewServer(gofakes3.New(backend).Server())
+	s := httptest.NewServer(gofakes3.New(backend, options...).Server())
 	t.Cleanup(s.Close)
 	return s.URL, backend
 }
@@ -176,30 +179,66 @@ func TestWhatWasNotCompletedIsSwept(t *testing.T) {
 	kept, err := e.Backup(t.Context(), source(t), nil)
 	assert.NilError(t, err)
 	old := time.Now().Add(-25 * time.Hour)
-	left := map[string]bool{}
-	for i, name := range []string{"%s.tar.zst", ".%s.tar.zst.ABC.part"} {
-		for _, young := range []bool{false, true} {
-			path := filepath.Join(dir, "vol", fmt.Sprintf(name, strings.Repeat(fmt.Sprintf("%d%d%v", i, i, young)[:3]+"a", 8)))
-			path = strings.NewReplacer("t", "b", "f", "c").Replace(filepath.Base(path))
-			path = filepath.Join(dir, "vol", strings.NewReplacer(".bar.zsb", ".tar.zst", ".parb", ".part").Replace(path))
+	left := map[string]bool{
+		strings.Repeat("a", 32) + ".tar.zst": false, "." + strings.Repeat("a", 32) + ".tar.zst.X.part": false,
+		strings.Repeat("b", 32) + ".tar.zst": true, "." + strings.Repeat("b", 32) + ".tar.zst.X.part": true,
+		kept.ID + ".tar.zst": true, kept.ID + ".json": true, "notes.txt": true,
+	}
+	for name := range left {
+		path := filepath.Join(dir, "vol", name)
+		if !strings.HasPrefix(name, kept.ID) {
 			assert.NilError(t, os.WriteFile(path, []byte("x"), 0o600))
-			if !young {
-				assert.NilError(t, os.Chtimes(path, old, old))
-			}
-			left[path] = young
+		}
+		if !strings.Contains(name, "bbb") {
+			assert.NilError(t, os.Chtimes(path, old, old))
 		}
 	}
-	archived := filepath.Join(dir, "vol", kept.ID+".tar.zst")
-	assert.NilError(t, os.Chtimes(archived, old, old))
-	left[archived] = true
 	assert.NilError(t, e.Prune(t.Context(), nil))
-	for path, want := range left {
-		_, err := os.Stat(path)
-		assert.Equal(t, err == nil, want, "%s: %v", path, err)
+	for name, want := range left {
+		_, err := os.Stat(filepath.Join(dir, "vol", name))
+		assert.Equal(t, err == nil, want, "%s: %v", name, err)
 	}
 	all, err := e.List(t.Context(), backup.Filter{})
 	assert.NilError(t, err)
 	assert.Equal(t, len(all), 1)
+}
+
+// The same of uploads to a server, whose clock says what is old.
+func TestUploadsThatWereNotCompletedAreSwept(t *testing.T) {
+	for ago, want := range map[time.Duration]int{25 * time.Hour: 0, time.Hour: 1} {
+		clock := gofakes3.FixedTimeSource(time.Now().Add(-ago))
+		url, _ := server(t, gofakes3.WithTimeSource(clock), gofakes3.WithTimeSkewLimit(0))
+		e := open(t, s3(url))
+		assert.NilError(t, e.Init(t.Context()))
+		client, err := minio.NewCore(strings.TrimPrefix(url, "http://"), &minio.Options{Creds: credentials.NewStaticV4("key", "secret", ""), Region: "us-east-1"})
+		assert.NilError(t, err)
+		begin := func(key string) {
+			t.Helper()
+			_, err := client.NewMultipartUpload(t.Context(), "bucket", key, minio.PutObjectOptions{})
+			assert.NilError(t, err)
+		}
+		count := func(prefix string) (n int) {
+			t.Helper()
+			for upload := range client.ListIncompleteUploads(t.Context(), "bucket", prefix, true) {
+				if upload.Err == nil {
+					n++
+				}
+			}
+			return n
+		}
+		begin("some/prefix/vol/x.tar.zst")
+		begin("other/prefix/x")
+		assert.NilError(t, e.Prune(t.Context(), nil))
+		assert.Equal(t, count("some/prefix/"), want)
+		assert.Equal(t, count("other/prefix/"), 1, "what belongs to others was removed")
+
+		// One that fails is not left.
+		ctx, cancel := context.WithCancel(t.Context())
+		_, err = e.Backup(ctx, source(t), func(backup.Progress) { cancel() })
+		cancel()
+		assert.ErrorIs(t, err, context.Canceled)
+		assert.Equal(t, count("some/prefix/"), want)
+	}
 }
 
 func TestAFailureLeavesNothing(t *testing.T) {
@@ -214,7 +253,9 @@ func TestAFailureLeavesNothing(t *testing.T) {
 		}
 		return err
 	}))
-	// The manifest of Berth is not needed to read one, and tar is enough.
+}
+
+func TestLimitsOfSpeedLetAllThrough(t *testing.T) {
 	big := open(t, backup.Target{Repository: t.TempDir(), UploadLimit: 1 << 20, DownloadLimit: 1 << 20})
 	assert.NilError(t, big.Init(t.Context()))
 	result, err := big.Backup(t.Context(), source(t), nil)
@@ -241,17 +282,11 @@ func TestWrongTargetsAreRefused(t *testing.T) {
 }
 
 func TestNoServerIsNoMissingRepository(t *testing.T) {
-	url, _ := server(t)
-	target := s3(url)
-	target.Repository = "s3:http://127.0.0.1:1/bucket"
+	target := s3("http://127.0.0.1:1")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	_, err := open(t, target).List(ctx, backup.Filter{})
 	assert.Assert(t, err != nil)
 	assert.Assert(t, !strings.Contains(err.Error(), "secret"))
-	assert.Assert(t, !isNoRepository(err), "%v", err)
-}
-
-func isNoRepository(err error) bool {
-	return strings.Contains(err.Error(), backup.ErrNoRepository.Error())
+	assert.Assert(t, !errors.Is(err, backup.ErrNoRepository), "%v", err)
 }

@@ -210,14 +210,13 @@ func (s *s3) sweep(ctx context.Context, before time.Time) error {
 	defer cancel()
 	core := minio.Core{Client: s.client}
 	for upload := range s.client.ListIncompleteUploads(ctx, s.bucket, s.prefix, true) {
-		if upload.Err != nil {
-			return failed(upload.Err)
+		err := upload.Err
+		if err == nil && upload.Initiated.Before(before) {
+			// Not all of that name: one may have begun just now.
+			err = core.AbortMultipartUpload(ctx, s.bucket, upload.Key, upload.UploadID)
 		}
-		if !upload.Initiated.Before(before) {
-			continue
-		}
-		// Not all of that name: one may have begun just now.
-		if err := core.AbortMultipartUpload(ctx, s.bucket, upload.Key, upload.UploadID); err != nil {
+		// Another host may be sweeping, and some servers say so of a bucket without uploads.
+		if err != nil && minio.ToErrorResponse(err).Code != minio.NoSuchUpload {
 			return failed(err)
 		}
 	}
