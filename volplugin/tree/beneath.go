@@ -100,21 +100,26 @@ func (l *lane) open(n *node) (int, error) {
 	if n.parent == l.at {
 		return l.openDir(l.fd, n.name)
 	}
-	from, path := l.top, n.path()
+	return l.openLong(l.top, n.path())
+}
+
+// openLong opens the directory path, however long it is, below the directory from.
+func (b *beneath) openLong(from int, path string) (int, error) {
+	at := from
 	for len(path) > maxPath {
 		cut := strings.LastIndexByte(path[:maxPath], '/')
-		fd, err := l.openDir(from, path[:cut])
-		if from != l.top {
-			_ = unix.Close(from)
+		fd, err := b.openDir(at, path[:cut])
+		if at != from {
+			_ = unix.Close(at)
 		}
 		if err != nil {
 			return -1, err
 		}
-		from, path = fd, path[cut+1:]
+		at, path = fd, path[cut+1:]
 	}
-	fd, err := l.openDir(from, path)
-	if from != l.top {
-		_ = unix.Close(from)
+	fd, err := b.openDir(at, path)
+	if at != from {
+		_ = unix.Close(at)
 	}
 	return fd, err
 }
