@@ -204,6 +204,7 @@ func (e *Engine) back(ctx context.Context, source backup.Source, run *backing) e
 	if source.Copied {
 		args = append(args, "--ignore-inode", "--ignore-ctime")
 	}
+	run.tell(backupStatus{}) // restic itself tells nothing in the first half second
 	return e.run(ctx, call{
 		args: append(args, "--", backup.DataName, backup.ManifestName),
 		dir:  source.Dir,
@@ -224,9 +225,16 @@ func (b *backing) message(line []byte) error {
 	case kind == "summary":
 		b.summary, b.done = summary, true
 	case kind == "status":
-		b.progress(backup.Progress{Step: "reading", Files: status.FilesDone, TotalFiles: b.want.Files, Bytes: status.BytesDone, TotalBytes: b.want.Bytes})
+		b.tell(status)
 	}
 	return nil
+}
+
+// tell tells the progress; what restic counts has the manifest in it.
+func (b *backing) tell(s backupStatus) {
+	b.progress(backup.Progress{
+		Step: "reading", Files: min(s.FilesDone, b.want.Files), TotalFiles: b.want.Files, Bytes: min(s.BytesDone, b.want.Bytes), TotalBytes: b.want.Bytes,
+	})
 }
 
 func (b *backing) failure(e *Engine, line []byte) error {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,10 +23,10 @@ func (e *Engine) Init(ctx context.Context) error {
 
 func (e *Engine) init(ctx context.Context) error {
 	err := e.open(ctx)
-	if badKey(err) != "" {
-		return e.repair(ctx, err)
-	}
 	if !errors.Is(err, backup.ErrNoRepository) {
+		if badKey(err) != "" {
+			return e.repair(ctx, err)
+		}
 		return err
 	}
 	if e.Target.Kind() == "local" {
@@ -46,13 +47,10 @@ func (e *Engine) init(ctx context.Context) error {
 	case <-time.After(time.Since(began)):
 	}
 	err = e.open(ctx)
-	switch {
-	case badKey(err) != "":
-		return e.repair(ctx, err)
-	case errors.Is(err, backup.ErrNoRepository):
+	if errors.Is(err, backup.ErrNoRepository) {
 		return errors.Join(made, err)
 	}
-	return err
+	return e.repair(ctx, err)
 }
 
 // open reads the configuration of the repository.
@@ -74,37 +72,47 @@ func badKey(err error) string {
 	return ""
 }
 
-const (
-	// maxHints bounds the beginnings that are tried, maxBadKeys the keys that are removed.
-	maxHints   = 64
-	maxBadKeys = 20
-)
+// maxHints bounds the beginnings of keys that are tried.
+const maxHints = 64
 
-// repair removes keys that open nothing. restic cannot list the keys without the right one,
-// but takes the beginning of one as a hint; keys have random numbers.
+// repair removes keys that open nothing. failed is how opening has ended.
 func (e *Engine) repair(ctx context.Context, failed error) error {
-	hint, err := e.goodKey(ctx, failed)
-	if err != nil {
+	var with []string
+	if badKey(failed) != "" {
+		hint, err := e.goodKey(ctx, failed)
+		if err != nil {
+			return err
+		}
+		with = []string{"--key-hint", hint}
+	} else if failed != nil {
+		return failed
+	}
+	var keys []string
+	err := e.run(ctx, call{args: slices.Concat(with, []string{"--no-lock", "--quiet", "list", "keys"}), out: func(line []byte) error {
+		if !fullID.Match(line) {
+			return malformed(line, errors.New("it is the ID of no key"))
+		}
+		keys = append(keys, string(line))
+		return nil
+	}})
+	if err != nil || len(keys) == 1 {
 		return err
 	}
-	var last error
-	for range maxBadKeys {
-		failed := e.open(ctx)
-		bad := badKey(failed)
-		if bad == "" {
-			return failed
+	for _, key := range keys {
+		if badKey(e.open(ctx, "--key-hint", key)) != key {
+			continue
 		}
-		e.Log.Warnf("target %s: several hosts have made the repository at once: removing the key %.8s, which opens nothing", e.Target.Name, bad)
+		e.Log.Warnf("target %s: several hosts have made the repository at once: removing the key %.8s, which opens nothing", e.Target.Name, key)
 		// Another host may do the same, and be first.
-		last = e.run(ctx, call{args: []string{"--key-hint", hint, "--json", "key", "remove", bad}, alone: true})
-		if ctx.Err() != nil {
-			return ctx.Err()
+		if err := e.run(ctx, call{args: slices.Concat(with, []string{"--json", "key", "remove", key}), alone: true}); err != nil {
+			e.Log.Infof("target %s: key %.8s: %v", e.Target.Name, key, err)
 		}
 	}
-	return errors.Join(e.open(ctx), last)
+	return e.open(ctx)
 }
 
-// goodKey finds the beginning of the key that opens the configuration.
+// goodKey finds the beginning of the key that opens the configuration. restic cannot list the keys
+// without the right one, but takes the beginning of one as a hint; keys have random numbers.
 func (e *Engine) goodKey(ctx context.Context, failed error) (string, error) {
 	hints := strings.Split("0123456789abcdef", "")
 	for tried := 0; tried < maxHints && len(hints) > 0; tried++ {

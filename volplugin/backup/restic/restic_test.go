@@ -51,9 +51,13 @@ func quiet() *logrus.Entry {
 // config is for a repository and a host of its own.
 func config(t testing.TB, repository string) restic.Config {
 	t.Helper()
+	// A test's name may hold what a directory of Berth's does not.
+	dir, err := os.MkdirTemp("", "berth-restic-")
+	assert.NilError(t, err)
+	t.Cleanup(func() { assert.Check(t, os.RemoveAll(dir)) })
 	return restic.Config{
 		Target: backup.Target{Name: "nas", Repository: repository, Password: restictest.Password},
-		Binary: restictest.Binary(t), Dir: t.TempDir(), Host: "test", LockWait: 2 * time.Second, Log: quiet(),
+		Binary: restictest.Binary(t), Dir: dir, Host: "test", LockWait: 2 * time.Second, Log: quiet(),
 	}
 }
 
@@ -97,6 +101,7 @@ func list(t testing.TB, e *restic.Engine) []backup.Backup {
 }
 
 func TestInitMakesARepository(t *testing.T) {
+	t.Parallel()
 	c := config(t, filepath.Join(t.TempDir(), "repository"))
 	e := engine(t, c)
 	assert.NilError(t, e.Init(t.Context()))
@@ -105,6 +110,7 @@ func TestInitMakesARepository(t *testing.T) {
 }
 
 func TestBackupIsListedAndRestored(t *testing.T) {
+	t.Parallel()
 	e := engine(t, config(t, restictest.Repository(t)))
 	assert.Equal(t, len(list(t, e)), 0)
 	s := source(t)
@@ -129,6 +135,7 @@ func TestBackupIsListedAndRestored(t *testing.T) {
 }
 
 func TestPlainResticRestoresByteForByte(t *testing.T) {
+	t.Parallel()
 	repo := restictest.Repository(t)
 	e := engine(t, config(t, repo))
 	s := source(t)
@@ -173,6 +180,7 @@ func simplify(t testing.TB, data string) {
 }
 
 func TestHolesAreKept(t *testing.T) {
+	t.Parallel()
 	e := engine(t, config(t, restictest.Repository(t)))
 	s := source(t)
 	path := filepath.Join(s.Dir, "data/hole")
@@ -195,6 +203,7 @@ func TestHolesAreKept(t *testing.T) {
 }
 
 func TestParentMakesFilesUnread(t *testing.T) {
+	t.Parallel()
 	e := engine(t, config(t, restictest.Repository(t)))
 	s := source(t)
 	first := makeBackup(t, e, s)
@@ -221,6 +230,7 @@ func TestParentMakesFilesUnread(t *testing.T) {
 }
 
 func TestAParentThatIsGoneIsNoError(t *testing.T) {
+	t.Parallel()
 	e := engine(t, config(t, restictest.Repository(t)))
 	s := source(t)
 	s.Parent = strings.Repeat("ab", 32)
@@ -234,6 +244,7 @@ func unreadable(t testing.TB, s backup.Source) {
 }
 
 func TestWhatCannotBeReadIsNamed(t *testing.T) {
+	t.Parallel()
 	e := engine(t, config(t, restictest.Repository(t)))
 	s := source(t)
 	unreadable(t, s)
@@ -251,6 +262,7 @@ func TestWhatCannotBeReadIsNamed(t *testing.T) {
 }
 
 func TestErrorsAreToldApart(t *testing.T) {
+	t.Parallel()
 	repo := restictest.Repository(t)
 	c := config(t, repo)
 	c.Target.Password = "another password"
@@ -276,6 +288,7 @@ func TestErrorsAreToldApart(t *testing.T) {
 }
 
 func TestOldResticIsRefused(t *testing.T) {
+	t.Parallel()
 	c := config(t, "/nowhere")
 	c.Binary = filepath.Join(t.TempDir(), "restic")
 	assert.NilError(t, os.WriteFile(c.Binary, []byte("#!/bin/sh\necho restic 0.16.4 compiled with go1.21\n"), 0o755))
@@ -284,6 +297,7 @@ func TestOldResticIsRefused(t *testing.T) {
 }
 
 func TestPathsAreTakenLiterally(t *testing.T) {
+	t.Parallel()
 	e := engine(t, config(t, restictest.Repository(t)))
 	s := source(t)
 	for _, name := range []string{"a*b", "axb", "[x]", "x", `back\slash`, "qu?", "quo", "!not", "**", "two words"} {
@@ -315,6 +329,7 @@ func TestPathsAreTakenLiterally(t *testing.T) {
 }
 
 func TestRestoreToAMountPoint(t *testing.T) {
+	t.Parallel()
 	e := engine(t, config(t, restictest.Repository(t)))
 	s := source(t)
 	data := filepath.Join(s.Dir, "data")
@@ -331,6 +346,7 @@ func TestRestoreToAMountPoint(t *testing.T) {
 }
 
 func TestNothingOfOthersIsListedOrRestored(t *testing.T) {
+	t.Parallel()
 	repo := restictest.Repository(t)
 	e := engine(t, config(t, repo))
 	restictest.Plain(t, repo, "backup", source(t).Dir)
@@ -353,6 +369,7 @@ func TestNothingOfOthersIsListedOrRestored(t *testing.T) {
 }
 
 func TestForgetPruneCheck(t *testing.T) {
+	t.Parallel()
 	repo := restictest.Repository(t)
 	e := engine(t, config(t, repo))
 	s := source(t)
@@ -375,15 +392,7 @@ func TestForgetPruneCheck(t *testing.T) {
 	assert.NilError(t, err)
 	assert.DeepEqual(t, report, backup.Report{})
 
-	packs, err := filepath.Glob(filepath.Join(repo, "data/*/*"))
-	assert.NilError(t, err)
-	for _, pack := range packs {
-		text, err := os.ReadFile(pack)
-		assert.NilError(t, err)
-		text[len(text)/2] ^= 1
-		assert.NilError(t, os.Chmod(pack, 0o600))
-		assert.NilError(t, os.WriteFile(pack, text, 0o600))
-	}
+	damage(t, repo)
 	report, err = e.Check(t.Context(), 1, nil)
 	assert.NilError(t, err)
 	assert.Assert(t, len(report.Errors) > 0)
@@ -406,6 +415,7 @@ func size(t testing.TB, dir string) (sum int64) {
 }
 
 func TestADiskThatIsFull(t *testing.T) {
+	t.Parallel()
 	disk := mounttest.Tmpfs(t, 4<<20)
 	repo := filepath.Join(disk, "repository")
 	assert.NilError(t, os.CopyFS(repo, os.DirFS(restictest.Repository(t))))
@@ -427,6 +437,7 @@ func TestADiskThatIsFull(t *testing.T) {
 }
 
 func TestCancelledBackupLeavesNoLock(t *testing.T) {
+	t.Parallel()
 	repo := restictest.Repository(t)
 	c := config(t, repo)
 	c.Target.UploadLimit = 200
@@ -440,7 +451,7 @@ func TestCancelledBackupLeavesNoLock(t *testing.T) {
 	assert.Assert(t, errors.Is(err, context.Canceled), "%v", err)
 	assert.Equal(t, len(files(t, filepath.Join(repo, "locks"))), 0)
 	assert.Equal(t, len(files(t, filepath.Join(c.Dir, "runs"))), 0)
-	assert.Equal(t, len(restictest.Below(t, os.Getpid())), 0)
+	assert.Equal(t, len(resticBelow(t, os.Getpid(), c)), 0)
 }
 
 func files(t testing.TB, dir string) (names []string) {
@@ -454,6 +465,7 @@ func files(t testing.TB, dir string) (names []string) {
 }
 
 func TestSecretsAreNotShown(t *testing.T) {
+	t.Parallel()
 	c := config(t, restictest.Repository(t))
 	c.Target.Password = "a-wrong-password-that-is-secret"
 	c.Target.Environment = map[string]string{"AWS_SECRET_ACCESS_KEY": "k3y-of-the-cloud"}
@@ -491,6 +503,7 @@ exit 1
 }
 
 func TestRacingInitsMakeOneRepository(t *testing.T) {
+	t.Parallel()
 	repo := filepath.Join(t.TempDir(), "repository")
 	var engines []*restic.Engine
 	for range 3 {
@@ -511,6 +524,7 @@ func TestRacingInitsMakeOneRepository(t *testing.T) {
 }
 
 func TestTwoHostsOnOneRepository(t *testing.T) {
+	t.Parallel()
 	repo := restictest.Repository(t)
 	var all sync.WaitGroup
 	ids := make([]string, 2)
