@@ -2,6 +2,7 @@ package tree
 
 import (
 	"context"
+	"errors"
 
 	"golang.org/x/sys/unix"
 
@@ -58,7 +59,7 @@ type countWorker struct {
 
 func (w *countWorker) dir(n *node) error {
 	fd, err := w.open(n)
-	if err == unix.EXDEV && n.parent != nil {
+	if errors.Is(err, unix.EXDEV) && n.parent != nil {
 		return nil
 	}
 	if err != nil {

@@ -17,11 +17,11 @@ type lines struct {
 	whole int                     // as in call
 	fail  func(error)
 	buf   []byte
-	err   error
+	ended bool // with an error
 }
 
 func (l *lines) Write(p []byte) (int, error) {
-	if l.do == nil || l.err != nil {
+	if l.do == nil || l.ended {
 		return len(p), nil
 	}
 	if l.whole > 0 {
@@ -31,7 +31,7 @@ func (l *lines) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	l.buf = append(l.buf, p...)
-	for l.err == nil {
+	for !l.ended {
 		line, rest, ok := bytes.Cut(l.buf, []byte{'\n'})
 		if !ok {
 			break
@@ -47,7 +47,7 @@ func (l *lines) Write(p []byte) (int, error) {
 
 // end gives what has no newline after it.
 func (l *lines) end() {
-	if l.do != nil && l.err == nil && len(l.buf) > 0 {
+	if l.do != nil && !l.ended && len(l.buf) > 0 {
 		l.give(l.buf)
 	}
 	l.buf = nil
@@ -65,7 +65,7 @@ func (l *lines) give(line []byte) {
 }
 
 func (l *lines) stop(err error) {
-	l.err, l.buf = err, nil
+	l.ended, l.buf = true, nil
 	l.fail(err)
 }
 
@@ -100,24 +100,22 @@ func (t *tail) line(line []byte) error {
 			line = []byte(m.text())
 		}
 	}
+	text := cut(string(line), maxTailLine)
+	if len(t.last) > 0 && t.last[len(t.last)-1] == text {
+		return nil
+	}
 	if len(t.last) == maxTail {
 		t.last = t.last[1:]
 	}
-	t.last = append(t.last, cut(string(line), maxTailLine))
+	t.last = append(t.last, text)
 	return nil
 }
 
-// text is one line.
+// text is one line: the reason, and the last that was said before, which often says more.
 func (t *tail) text() string {
-	var parts []string
+	parts := t.last
 	if t.reason != "" {
-		parts = append(parts, cut(t.reason, 4*maxTailLine))
-	} else {
-		parts = t.last
-	}
-	// The reason of "there were N errors" is in what was said before.
-	if len(t.last) > 0 && t.reason != "" {
-		parts = append(parts, t.last[len(t.last)-1])
+		parts = append([]string{cut(t.reason, 4*maxTailLine)}, parts[max(0, len(parts)-3):]...)
 	}
 	text := strings.ReplaceAll(strings.Join(parts, "; "), "Fatal: ", "")
 	return strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")

@@ -52,7 +52,7 @@ func quiet() *logrus.Entry {
 func config(t testing.TB, repository string) restic.Config {
 	t.Helper()
 	// A test's name may hold what a directory of Berth's does not.
-	dir, err := os.MkdirTemp("", "berth-restic-")
+	dir, err := os.MkdirTemp("", "berth-restic-") //nolint:usetesting // see above
 	assert.NilError(t, err)
 	t.Cleanup(func() { assert.Check(t, os.RemoveAll(dir)) })
 	return restic.Config{

@@ -5,6 +5,7 @@ package restictest
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -57,7 +58,7 @@ func Plain(t testing.TB, repository string, args ...string) string {
 	out, err := PlainCommand(t, repository, args...).Output()
 	if err != nil {
 		var words []byte
-		if exit, ok := err.(*exec.ExitError); ok {
+		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 			words = exit.Stderr
 		}
 		t.Fatalf("restic %q: %v\n%s%s", args, err, out, words)
