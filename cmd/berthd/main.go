@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-plugin/berth/shared/settings"
+	"github.com/berth-plugin/berth/volplugin/backup/restic"
 	"github.com/berth-plugin/berth/volplugin/filesystem"
 )
 
@@ -27,6 +28,7 @@ func main() {
 	if filesystem.Watchdog() {
 		return
 	}
+	restic.Child()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {

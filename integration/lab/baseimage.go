@@ -3,6 +3,8 @@ package lab
 import (
 	"archive/tar"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -19,8 +21,8 @@ const (
 	golangImage = "golang:1.26-bookworm"
 )
 
-// ImportBaseImages gives the engine debian:bookworm-slim (with iptables and CA
-// certificates already installed) and golang:1.26-bookworm (that and this
+// ImportBaseImages gives the engine debian:bookworm-slim (with iptables, CA
+// certificates and what else the Dockerfile installs) and golang:1.26-bookworm (that and this
 // machine's Go tree) unless it has them, so that builds need no registry. The
 // parts are made once and kept in the cache.
 func (h *Host) ImportBaseImages(ctx context.Context, log io.Writer) error {
@@ -46,7 +48,8 @@ func debianTar(ctx context.Context, log io.Writer) (string, error) {
 	if _, err := engine.Fetch(ctx, log); err != nil {
 		return "", err
 	}
-	file := filepath.Join(CacheDir(), "debian-bookworm-slim.tar")
+	// The packages are in the name, so that others make a new image.
+	file := filepath.Join(CacheDir(), "debian-bookworm-slim-"+packagesKey(engine)+".tar")
 	return file, makeCached(file, func(w io.Writer) error {
 		skip := map[string]bool{"usr/share/doc": true, "usr/share/man": true, "usr/share/locale": true,
 			"var/lib/apt/lists": true, "var/cache/apt": true}
@@ -78,6 +81,12 @@ func addPackageFiles(root, name string, files map[string]bool) error {
 	return nil
 }
 
+// packagesKey stands for the packages of an engine.
+func packagesKey(e Engine) string {
+	sum := sha256.Sum256([]byte(strings.Join(e.packages, " ")))
+	return hex.EncodeToString(sum[:4])
+}
+
 // golangTar makes the Go image's root out of the Debian one's tar.
 func golangTar(ctx context.Context, debian string) (string, error) {
 	out, err := exec.CommandContext(ctx, "go", "env", "GOROOT", "GOVERSION").Output()
@@ -88,8 +97,8 @@ func golangTar(ctx context.Context, debian string) (string, error) {
 	if len(env) != 2 {
 		return "", fmt.Errorf("go env GOROOT GOVERSION said %q", out)
 	}
-	// The version is in the name, so that a newer Go makes a new image.
-	file := filepath.Join(CacheDir(), "golang-"+env[1]+".tar")
+	// What it is made of is in the name, so that a newer Go makes a new image.
+	file := filepath.Join(CacheDir(), "golang-"+env[1]+"-"+packagesKey(Engines()[0])+".tar")
 	return file, makeCached(file, func(w io.Writer) error {
 		tw := tar.NewWriter(w)
 		if err := copyTar(tw, debian); err != nil {

@@ -9,7 +9,7 @@ packages_lab=(debootstrap ca-certificates)
 # The tests also want a C compiler (race detector), the programs that rules and
 # flows are compared with, and the emulator of the VM lab.
 packages_test=("${packages_lab[@]}" gcc libc6-dev iptables nftables iproute2 procps conntrack dnsmasq-base busybox-static
-  e2fsprogs btrfs-progs xfsprogs rsync attr acl qemu-system-x86)
+  e2fsprogs btrfs-progs xfsprogs rsync attr acl openssh-client openssh-server qemu-system-x86)
 
 say() { printf '%s\n' "$*"; }
 
