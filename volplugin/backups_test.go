@@ -13,15 +13,36 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 
 	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/notify"
 	"github.com/berth-plugin/berth/volplugin/backup"
+	"github.com/berth-plugin/berth/volplugin/backup/archive"
 	"github.com/berth-plugin/berth/volplugin/keep"
 	"github.com/berth-plugin/berth/volplugin/schedule"
 	"github.com/berth-plugin/berth/volplugin/volume"
 )
+
+// Backups of these tests go to engine archive, which needs no other program; engines
+// have a suite of their own.
+const (
+	testEngine   = backup.Archive
+	testPassword = ""
+)
+
+func openEngine(_ testing.TB, _ string, target backup.Target) (backup.Engine, error) {
+	return archive.New(target)
+}
+
+// owner of a file.
+func owner(t testing.TB, path string) int {
+	t.Helper()
+	var st unix.Stat_t
+	assert.NilError(t, unix.Lstat(path, &st))
+	return int(st.Uid)
+}
 
 // A keeper is a host that keeps backups, and whose clock can be set.
 type keeper struct {
@@ -120,7 +141,7 @@ func TestABackupMakesTheSameVolumeOnAnotherHost(t *testing.T) {
 	k.put("web", "f", "one")
 	first := k.backup("web")
 	assert.Equal(t, first.Files, uint64(1))
-	assert.DeepEqual(t, k.left("web"), []string(nil))
+	assert.DeepEqual(t, k.left("web"), []string{})
 	k.pass(time.Minute)
 	k.put("web", "f", "two!")
 	second := k.backup("web")
@@ -156,7 +177,7 @@ func TestABackupMakesTheSameVolumeOnAnotherHost(t *testing.T) {
 	assert.Equal(t, restored.Volume.Source.Backup, "nas/web@"+second.ID)
 	_, err = other.RestoreBackup(t.Context(), control.RestoreRequest{Reference: "nas/web", Name: "web"}, quiet)
 	assert.Assert(t, errdefs.IsConflict(err), "%v", err)
-	assert.DeepEqual(t, other.left("web"), []string(nil))
+	assert.DeepEqual(t, other.left("web"), []string{})
 
 	shown, err := other.Backup(t.Context(), control.BackupRef{Reference: second.Reference}, quiet)
 	assert.NilError(t, err)
@@ -225,7 +246,7 @@ func TestARestoreThatFailsLeavesTheVolumeAsItWas(t *testing.T) {
 	assert.NilError(t, err)
 	assert.Equal(t, k.content("web", "f"), "one")
 	assert.Equal(t, k.content("web@"+restored.Kept.Name, "f"), "two")
-	assert.DeepEqual(t, k.left("web"), []string(nil))
+	assert.DeepEqual(t, k.left("web"), []string{})
 }
 
 // A volume is never ready with half of its data, wherever this process dies.
@@ -375,7 +396,7 @@ func TestContainersAndSnapshotsGoOnDuringABackup(t *testing.T) {
 	assert.NilError(t, err)
 	close(s.goOn)
 	assert.NilError(t, <-ended)
-	assert.DeepEqual(t, k.left("shop"), []string(nil))
+	assert.DeepEqual(t, k.left("shop"), []string{})
 	assert.NilError(t, k.create("copy", "from-backup=nas/web"))
 	assert.Equal(t, k.content("copy", "f"), "one")
 }
@@ -403,7 +424,7 @@ func TestABackupThatIsNotGoodIsTold(t *testing.T) {
 	k.wrapped(func(eng backup.Engine) backup.Engine { return broken{eng, errors.New("connection refused")} })
 	_, err := k.CreateBackup(t.Context(), control.BackupRequest{Volume: "web"}, quiet)
 	assert.ErrorContains(t, err, "back up volume web to nas: connection refused")
-	assert.DeepEqual(t, k.left("web"), []string(nil))
+	assert.DeepEqual(t, k.left("web"), []string{})
 	k.wrapped(func(eng backup.Engine) backup.Engine { return broken{Engine: eng} })
 	done, err := k.CreateBackup(t.Context(), control.BackupRequest{Volume: "web"}, quiet)
 	assert.NilError(t, err)

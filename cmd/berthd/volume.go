@@ -4,13 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/berth-plugin/berth/shared/notify"
 	"github.com/berth-plugin/berth/shared/settings"
 	"github.com/berth-plugin/berth/volplugin"
+	"github.com/berth-plugin/berth/volplugin/backup"
+	"github.com/berth-plugin/berth/volplugin/backup/archive"
+	"github.com/berth-plugin/berth/volplugin/backup/restic"
 	"github.com/berth-plugin/berth/volplugin/engine/thin"
 	"github.com/berth-plugin/berth/volplugin/mount"
 )
@@ -47,8 +52,10 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 	cfg := volplugin.Config{
 		Root: d.dataDir, Roots: roots, ThinPool: pool, ShareBase: filepath.Join(d.stateDir, "vol", "shares"),
 		DB: db, Counts: counts, Log: d.log,
-		Local: d.runDir("attached"), SpecialBase: d.runDir("mounted"),
+		Local: d.runDir("attached"), SpecialBase: d.runDir("mounted"), Backups: d.backups(),
 	}
+	people := notify.New(filepath.Join(d.stateDir, "notifications"), d.log, time.Now)
+	cfg.Tell = people.Tell
 	watch := func(context.Context) {}
 	if d.mountsDir != "" {
 		stage, err := mount.OpenStage(d.mountsDir, d.hostMounts)
@@ -83,6 +90,7 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 	run := func(ctx context.Context) {
 		var tasks sync.WaitGroup
 		tasks.Go(func() { watch(ctx) })
+		tasks.Go(func() { people.Run(ctx) })
 		if err := driver.Run(ctx); err != nil {
 			d.log.WithError(err).Error("volumes are no longer looked after in the background")
 		}
@@ -90,6 +98,29 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 	}
 	return started{volumes: driver, volumeAdmin: driver, run: run, close: open.close}, nil
 }
+
+// backups says how this daemon keeps backups.
+func (d *daemon) backups() *volplugin.BackupConfig {
+	dir := filepath.Join(d.stateDir, "vol", "backup")
+	// Names of hosts that run several daemons differ by the daemons' sockets.
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	host += "-" + strings.TrimSuffix(filepath.Base(d.socket), ".sock")
+	return &volplugin.BackupConfig{
+		Targets: filepath.Join(d.stateDir, "targets"), Scratch: filepath.Join(dir, "scratch"), Version: version,
+		Open: func(target backup.Target) (backup.Engine, error) {
+			if target.EngineName() == backup.Archive {
+				return archive.New(target)
+			}
+			return restic.New(restic.Config{Target: target, Dir: dir, Host: host, Nice: backupNice, Log: d.log})
+		},
+	}
+}
+
+// backupNice keeps backups out of the way of containers.
+const backupNice = 10
 
 // runDir is a directory of this daemon's that a reboot may empty. In a managed plugin it
 // is in the plugin's own root.
