@@ -249,6 +249,10 @@ type backupJob struct {
 // otherwise.
 const rereadEvery = 7 * 24 * time.Hour
 
+// parentTries is how many backups in a row may fail that build on an earlier one, this
+// one included.
+const parentTries = 3
+
 // tagScheduled marks the backups that a schedule has made, tagDue when they were due.
 const (
 	tagScheduled = "schedule"
@@ -444,12 +448,19 @@ func (d *Driver) backUpSnapshot(ctx context.Context, s *store, root *volume.Root
 		Dir: st.dir, Volume: rec.Name, UUID: rec.UUID, Host: host, Time: snap.CreatedAt,
 		Copied: !able.Instant, Reread: job.full, Tags: job.tags,
 	}
-	last, known := d.backups.state(rec.UUID).Targets[target.Name]
-	if known {
+	known := d.backups.state(rec.UUID)
+	last, ok := known.Targets[target.Name]
+	switch {
+	case known.Failures > parentTries:
+		// What the next backup would build on may be what is wrong.
+		source.Reread = true
+	case ok:
 		source.Parent = last.ID
 		source.Reread = source.Reread || source.Copied && d.cfg.Now().Sub(last.Reread) > rereadEvery
-	} else if source.Parent, err = lastIn(ctx, eng, rec.UUID); err != nil {
-		return out, err
+	default:
+		if source.Parent, err = lastIn(ctx, eng, rec.UUID); err != nil {
+			return out, err
+		}
 	}
 	result, err := eng.Backup(ctx, source, report.backup)
 	if err != nil {
@@ -489,6 +500,15 @@ func (s *store) hostName() string {
 func referenceTo(target, volume, id string) string {
 	const short = 8
 	return backup.Reference{Target: target, Volume: volume, Pick: id[:min(len(id), short)]}.String()
+}
+
+// shortReference is a reference with as much of an ID as people write.
+func shortReference(text string) string {
+	ref, err := backup.ParseReference(text)
+	if err != nil || !ref.ByID() {
+		return text
+	}
+	return referenceTo(ref.Target, ref.Volume, ref.Pick)
 }
 
 // backup is progress of an engine.

@@ -124,7 +124,7 @@ func sourceOf(rec volume.Record) string {
 	case s.Trash:
 		return "the trash"
 	case s.Backup != "":
-		return "backup " + s.Backup
+		return "backup " + shortReference(s.Backup)
 	case s.Seed != "":
 		return s.Seed
 	case s.Adopt != "":

@@ -67,7 +67,7 @@ func toolBinary(ctx context.Context) (string, error) {
 }
 
 // linkTools puts the tools below a host's root, and what the build directory has for
-// the Docker CLI. Cache and build directory are mounted inside at the same paths,
+// the Docker CLI and for backups. Cache and build directory are mounted inside at the same paths,
 // and /proc/1/exe is the lab's own binary, which acts under the name that it was
 // started by.
 func linkTools(ctx context.Context, root, build string) error {
@@ -82,6 +82,10 @@ func linkTools(ctx context.Context, root, build string) error {
 	}
 	if cli := filepath.Join(build, "bin", "docker-berth"); fileExists(cli) {
 		links[filepath.Join(cliPluginDir, "docker-berth")] = cli
+	}
+	// What a user has who restores without Berth.
+	if restic := filepath.Join(build, "bin", "restic"); fileExists(restic) {
+		links[filepath.Join(toolDir, "restic")] = restic
 	}
 	for name, target := range links {
 		path := filepath.Join(root, name)
