@@ -88,7 +88,9 @@ func TestPluginIsKilledWhileVolumesChange(t *testing.T) {
 	for _, l := range left {
 		t.Errorf("left behind: %s", l)
 	}
-	res, err := h.Exec(ctx, "sh", "-c", "cd /var/lib/berth/volumes/.berth && find snapshots trash images tmp -mindepth 1; losetup -a | grep -F .berth/images/life || true")
+	// Records that were on their way to their place stay in tmp for a day; no data does.
+	res, err := h.Exec(ctx, "sh", "-c", "cd /var/lib/berth/volumes/.berth && find snapshots trash images -mindepth 1"+
+		" && find tmp -mindepth 1 '(' -type d -o -size +64k ')' && { losetup -a | grep -F images/life || true; }")
 	assert.NilError(t, err)
 	assert.Equal(t, res.Stdout, "")
 }
