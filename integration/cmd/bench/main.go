@@ -115,7 +115,7 @@ type part struct {
 
 func parts() []part {
 	return []part{{"basic", measureBasic}, {"ports", measurePorts}, {"start", measureStart}, {"data", measureData},
-		{"ipam", measureAddresses}, {"macvlan", measureMacvlan}, {"volumes", measureVolumes}, {"snapshots", measureSnapshots}}
+		{"ipam", measureAddresses}, {"macvlan", measureMacvlan}, {"volumes", measureVolumes}, {"snapshots", measureSnapshots}, {"backups", measureBackups}}
 }
 
 func parseSettings(args []string) (settings, error) {
@@ -146,8 +146,8 @@ func parseSettings(args []string) (settings, error) {
 	held := f.String("held", usualHeld, "ipam: `NUMBERS` of addresses held, rising")
 	f.IntVar(&s.together, "together", 200, "macvlan: `NUMBER` of containers started at the same moment, 0 for none")
 	f.IntVar(&s.volumes, "volumes", 10000, "volumes: `NUMBER` of volumes that there are")
-	f.IntVar(&s.tree.files, "files", 68000, "snapshots: `NUMBER` of files in the volume")
-	f.IntVar(&s.tree.megabytes, "megabytes", 846, "snapshots: `NUMBER` of megabytes (10^6 bytes) in them")
+	f.IntVar(&s.tree.files, "files", 68000, "snapshots, backups: `NUMBER` of files in the volume")
+	f.IntVar(&s.tree.megabytes, "megabytes", 846, "snapshots, backups: `NUMBER` of megabytes (10^6 bytes) in them")
 	if err := f.Parse(args); err != nil {
 		return s, err
 	}
