@@ -97,7 +97,7 @@ func (d *Driver) backupDue(ctx context.Context, job schedule.Job) error {
 	}
 	target, eng, err := d.backups.engine(rec.BackupTarget)
 	if err != nil {
-		return err
+		return d.told("Backing up volume "+name, err)
 	}
 	log := d.cfg.Log.WithField("volume", name)
 	due := tagDue + job.Due.UTC().Format(dueName)

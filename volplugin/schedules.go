@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/berth-plugin/berth/shared/control"
+	"github.com/berth-plugin/berth/shared/notify"
 	"github.com/berth-plugin/berth/shared/state"
 	"github.com/berth-plugin/berth/volplugin/keep"
 	"github.com/berth-plugin/berth/volplugin/schedule"
@@ -74,12 +75,18 @@ func (d *Driver) snapshotDue(ctx context.Context, job schedule.Job) error {
 	log := d.cfg.Log.WithField("volume", name)
 	o := volume.SnapshotOptions{Name: job.Due.UTC().Format(dueName), Trigger: volume.Scheduled}
 	snap, err := d.createSnapshot(ctx, name, o, nil)
+	if errdefs.IsConflict(err) && d.hasSnapshot(ctx, name, o.Name) {
+		err = nil // another host was faster
+	}
+	e := notify.Event{Key: "snapshot " + name, Title: "Snapshots of volume " + name + " are made again", Minor: true}
+	if err != nil {
+		e.Failed, e.Title, e.Text = true, "The snapshot of volume "+name+" that was due could not be made", err.Error()
+	}
+	d.cfg.Tell(e)
 	switch {
-	case errdefs.IsConflict(err) && d.hasSnapshot(ctx, name, o.Name):
-		// Another host was faster.
 	case err != nil:
 		return err
-	default:
+	case snap.Name != "":
 		log.Infof("snapshot %s@%s made by schedule, consistency %s", name, snap.Name, snap.Consistency)
 	}
 	if rec.Keep == "" {

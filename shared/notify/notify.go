@@ -45,6 +45,8 @@ type Event struct {
 	Title, Text string
 	// Failed says that it did not succeed.
 	Failed bool
+	// Minor says that nobody wants to hear of a success that ends no failure.
+	Minor bool
 }
 
 // A Notifier sends events to the addresses in a file. Run sends them; Tell may be called
@@ -69,7 +71,7 @@ func New(path string, log *logrus.Entry, now func() time.Time) *Notifier {
 // and a success that ends failures is told to all.
 func (n *Notifier) Tell(e Event) {
 	important := n.important(e)
-	if !important && e.Failed {
+	if !important && (e.Failed || e.Minor) {
 		return
 	}
 	if !important {

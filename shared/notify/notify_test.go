@@ -68,6 +68,9 @@ func TestFailuresAreToldOnceADayAndTheirEndToo(t *testing.T) {
 	assert.Equal(t, len(drain(t, n)), 0)
 	assert.Equal(t, next(got), "/all backup of web")
 	assert.Equal(t, next(got), "")
+	n.Tell(Event{Key: "snapshot web", Text: "every hour", Minor: true})
+	assert.Equal(t, len(drain(t, n)), 0)
+	assert.Equal(t, next(got), "")
 
 	for range 3 {
 		n.Tell(Event{Key: "backup web", Title: "bad", Text: "it failed", Failed: true})
