@@ -1,6 +1,7 @@
 package volplugin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ func targetOf(spec control.TargetSpec) backup.Target {
 		Name: spec.Name, Engine: spec.Engine, Repository: spec.Repository, Password: spec.Password,
 		Environment: spec.Environment, Files: spec.Files, UploadLimit: spec.UploadLimit, DownloadLimit: spec.DownloadLimit,
 		PruneSchedule: spec.PruneSchedule, CheckSchedule: spec.CheckSchedule, CheckShare: spec.CheckShare,
+		VerifySchedule: spec.VerifySchedule,
 	}
 }
 
@@ -84,6 +86,7 @@ func (d *Driver) shownTarget(t backup.Target) control.Target {
 		Variables: slices.Sorted(maps.Keys(t.Environment)), Files: slices.Sorted(maps.Keys(t.Files)),
 		UploadLimit: t.UploadLimit, DownloadLimit: t.DownloadLimit, CheckShare: t.CheckShare,
 		Prune: d.careOf(pruneJob+t.Name, t.PruneSchedule), Check: d.careOf(checkJob+t.Name, t.CheckSchedule),
+		Verify:  d.careOf(verifyJob+t.Name, cmp.Or(t.VerifySchedule, backup.Never)),
 		Volumes: d.backedUpTo(t.Name),
 	}
 }

@@ -1,8 +1,11 @@
 package volplugin
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -16,10 +19,11 @@ import (
 )
 
 const (
-	// pruneJob and checkJob go before the name of a target in the keys of jobs. UUIDs
-	// of volumes have no slash.
-	pruneJob = "prune/"
-	checkJob = "check/"
+	// pruneJob, checkJob and verifyJob go before the name of a target in the keys of
+	// jobs. UUIDs of volumes have no slash.
+	pruneJob  = "prune/"
+	checkJob  = "check/"
+	verifyJob = "verify/"
 	// careEvery is how often targets are looked after where nothing else is asked for.
 	careEvery = "@weekly"
 )
@@ -62,7 +66,9 @@ func (d *Driver) backupJobs() []schedule.Job {
 		if err != nil {
 			continue // whoever uses it is told
 		}
-		for prefix, spec := range map[string]string{pruneJob: target.PruneSchedule, checkJob: target.CheckSchedule} {
+		for prefix, spec := range map[string]string{
+			pruneJob: target.PruneSchedule, checkJob: target.CheckSchedule, verifyJob: cmp.Or(target.VerifySchedule, backup.Never),
+		} {
 			if due, ok := careSchedule(spec); ok {
 				jobs = append(jobs, schedule.Job{UUID: prefix + name, Schedule: due})
 			}
@@ -90,6 +96,9 @@ func (d *Driver) backupDue(ctx context.Context, job schedule.Job) error {
 	}
 	if target, ok := strings.CutPrefix(job.UUID, checkJob); ok {
 		return d.told("Checking target "+target, d.checkDue(ctx, target))
+	}
+	if target, ok := strings.CutPrefix(job.UUID, verifyJob); ok {
+		return d.told("Restoring a backup of target "+target+" for a test", d.verifyDue(ctx, target))
 	}
 	name, rec, ok := d.named(job.UUID)
 	if !ok {
@@ -235,6 +244,36 @@ func (d *Driver) checkDue(ctx context.Context, name string) error {
 		return fmt.Errorf("target %s is damaged: %s", name, strings.Join(report.Errors, "; "))
 	}
 	d.cfg.Log.Infof("target %s checked by schedule", name)
+	return nil
+}
+
+// verifyDue restores the newest backup of a volume of a target, which chance chooses,
+// to a place that is removed afterwards.
+func (d *Driver) verifyDue(ctx context.Context, name string) error {
+	list, err := d.listIn(ctx, name, backup.Filter{})
+	if err != nil {
+		return fmt.Errorf("target %s: %w", name, err)
+	}
+	newest := map[string]backup.Backup{}
+	for _, b := range list { // the oldest first
+		if !b.Incomplete {
+			newest[b.UUID] = b
+		}
+	}
+	if len(newest) == 0 {
+		return nil
+	}
+	uuids := slices.Sorted(maps.Keys(newest))
+	chosen := newest[uuids[rand.IntN(len(uuids))]]
+	ref := backup.Reference{Target: name, Volume: chosen.Volume, Pick: chosen.ID}
+	report, err := d.verifyRestore(ctx, ref.String(), newReporter(nil))
+	if err != nil {
+		return err
+	}
+	if len(report.Errors) > 0 {
+		return fmt.Errorf("backup %s: %s", shortReference(ref.String()), strings.Join(report.Errors, "; "))
+	}
+	d.cfg.Log.Infof("backup %s restored for a test: %d files", shortReference(ref.String()), report.Backup.Files)
 	return nil
 }
 

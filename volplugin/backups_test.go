@@ -304,6 +304,7 @@ func TestOnlyWhatIsDueIsBackedUpAndKept(t *testing.T) {
 	}
 	assert.NilError(t, k.backupDue(t.Context(), schedule.Job{UUID: pruneJob + "nas"}))
 	assert.NilError(t, k.backupDue(t.Context(), schedule.Job{UUID: checkJob + "nas"}))
+	assert.NilError(t, k.backupDue(t.Context(), schedule.Job{UUID: verifyJob + "nas"}))
 	err = k.backupDue(t.Context(), schedule.Job{UUID: checkJob + "gone"})
 	assert.Assert(t, errdefs.IsNotFound(err), "%v", err)
 

@@ -141,7 +141,7 @@ func (c collector) targets(gauge func(*prometheus.Desc, float64, ...string)) {
 		return
 	}
 	for _, name := range names {
-		for _, prefix := range []string{pruneJob, checkJob} {
+		for _, prefix := range []string{pruneJob, checkJob, verifyJob} {
 			if run, ok := c.d.backupRuns.State(prefix + name); ok {
 				gauge(targetFailuresDesc, float64(run.Failures), name, strings.TrimSuffix(prefix, "/"))
 			}

@@ -34,6 +34,9 @@ type TargetSpec struct {
 	PruneSchedule string  `json:",omitempty"`
 	CheckSchedule string  `json:",omitempty"`
 	CheckShare    float64 `json:",omitempty"`
+	// VerifySchedule is when a backup chosen by chance is restored for a test; "" is
+	// never.
+	VerifySchedule string `json:",omitempty"`
 	// Replace a target of the name.
 	Replace bool `json:",omitempty"`
 }
@@ -49,9 +52,10 @@ type Target struct {
 	Files         []string `json:",omitempty"`
 	UploadLimit   int      `json:",omitempty"`
 	DownloadLimit int      `json:",omitempty"`
-	// Prune and Check are the schedules; nil for never.
+	// Prune, Check and Verify are the schedules; nil for never.
 	Prune      *Schedule `json:",omitempty"`
 	Check      *Schedule `json:",omitempty"`
+	Verify     *Schedule `json:",omitempty"`
 	CheckShare float64   `json:",omitempty"`
 	// Volumes that are backed up to it by schedule.
 	Volumes []string `json:",omitempty"`

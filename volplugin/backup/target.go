@@ -46,6 +46,9 @@ type Target struct {
 	CheckSchedule string `json:"check-schedule,omitempty"`
 	// CheckShare is the share of the data that a scheduled check reads, from 0 to 1.
 	CheckShare float64 `json:"check-share,omitempty"`
+	// VerifySchedule is when the newest backup of a volume, one chosen by chance, is
+	// restored to see whether it can be; "" and Never are never.
+	VerifySchedule string `json:"verify-schedule,omitempty"`
 }
 
 // Never is the schedule of what is not done.
@@ -123,7 +126,7 @@ func (t Target) Check() error {
 			return wrong("%s limit %d: want KiB/s, or 0 for none", name, limit)
 		}
 	}
-	for name, spec := range map[string]string{"prune": t.PruneSchedule, "check": t.CheckSchedule} {
+	for name, spec := range map[string]string{"prune": t.PruneSchedule, "check": t.CheckSchedule, "verify": t.VerifySchedule} {
 		if spec == "" || spec == Never {
 			continue
 		}

@@ -31,8 +31,8 @@ func (a *app) targetCommand() *cobra.Command {
 // targetOptions are the flags of `target add`.
 type targetOptions struct {
 	secretOptions
-	engine, upload, download, prune, check, share string
-	replace                                       bool
+	engine, upload, download, prune, check, verify, share string
+	replace                                               bool
 }
 
 func (a *app) targetAddCommand() *cobra.Command {
@@ -69,17 +69,19 @@ func (a *app) targetAddCommand() *cobra.Command {
 	set.StringVar(&o.download, "limit-download", noSize, "Receive at most this much in a second: `RATE`")
 	set.StringVar(&o.prune, "prune", "", "`SCHEDULE` by which the space of removed backups is freed, or "+backup.Never+" (default once a week)")
 	set.StringVar(&o.check, "check", "", "`SCHEDULE` by which the repository is looked through for damage, or "+backup.Never+" (default once a week)")
+	set.StringVar(&o.verify, "verify", "", "`SCHEDULE` by which a backup chosen by chance is restored for a test, and removed again (default "+backup.Never+")")
 	set.StringVar(&o.share, "check-share", "0%", "`PERCENT` of the data that a check reads")
 	set.BoolVar(&o.replace, "replace", false, "Replace a target of that name")
 	complete(cmd, "engine", backup.Restic, backup.Archive)
 	complete(cmd, "prune", "@daily", "@weekly", "@monthly", backup.Never)
+	complete(cmd, "verify", "@daily", "@weekly", "@monthly", backup.Never)
 	complete(cmd, "check", "@daily", "@weekly", "@monthly", backup.Never)
 	return cmd
 }
 
 // spec is what the flags say, without a look at any file.
 func (o *targetOptions) spec(name, repository string) (spec control.TargetSpec, err error) {
-	spec = control.TargetSpec{Name: name, Engine: o.engine, Repository: repository, PruneSchedule: o.prune, CheckSchedule: o.check, Replace: o.replace}
+	spec = control.TargetSpec{Name: name, Engine: o.engine, Repository: repository, PruneSchedule: o.prune, CheckSchedule: o.check, VerifySchedule: o.verify, Replace: o.replace}
 	if err := backup.CheckTarget(name); err != nil {
 		return spec, err
 	}
@@ -240,6 +242,8 @@ func (r *targetRow) Status() string {
 		return "unusable"
 	case r.check().LastError != "":
 		return "check failed"
+	case r.t.Verify != nil && r.t.Verify.LastError != "":
+		return "verify failed"
 	case r.prune().LastError != "":
 		return "prune failed"
 	default:
