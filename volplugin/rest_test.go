@@ -72,7 +72,7 @@ func TestContainersAreAtRestForTheSnapshotOfABackup(t *testing.T) {
 			c.rest.until = time.Now().Add(time.Hour)
 		}
 		k.wrapped(func(e backup.Engine) backup.Engine { return noting{e, &steps} })
-		k.cfg.Quiesce = func(_ context.Context, name string) (Rest, error) {
+		k.Driver.cfg.Quiesce = func(_ context.Context, name string) (Rest, error) {
 			steps = append(steps, "begin "+name)
 			if name == "quiet" || c.rest.begin != nil {
 				return nil, c.rest.begin

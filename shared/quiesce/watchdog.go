@@ -101,9 +101,10 @@ func guard(args []string) error {
 			case ok && expired:
 				fmt.Println(sayExpired)
 			case ok:
-				if word == sayWatch {
+				switch word {
+				case sayWatch:
 					late.Reset(most)
-				} else if word == sayEnd {
+				case sayEnd:
 					late.Stop()
 				}
 				fmt.Println(sayStill)

@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -35,7 +36,7 @@ func (e *Engine) exec(w http.ResponseWriter, r *http.Request) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	cmd := exec.Command(o.Cmd[0], o.Cmd[1:]...) //nolint:noctx // Docker lets it run
+	cmd := exec.CommandContext(context.WithoutCancel(r.Context()), o.Cmd[0], o.Cmd[1:]...) // as Docker, which lets it run
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	e.execs = append(e.execs, &execution{cmd: cmd})
 	e.calls = append(e.calls, "exec "+id+" "+o.Cmd[len(o.Cmd)-1])
