@@ -13,6 +13,7 @@ import (
 
 	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/volplugin/engine"
 	"github.com/berth-plugin/berth/volplugin/keep"
 	"github.com/berth-plugin/berth/volplugin/options"
 	"github.com/berth-plugin/berth/volplugin/schedule"
@@ -428,7 +429,10 @@ func (s *store) rootUsage(ctx context.Context) control.RootUsage {
 
 // CreateSnapshot implements control.VolumeAdmin.
 func (d *Driver) CreateSnapshot(ctx context.Context, req control.SnapshotRequest, tell func(control.Progress)) (control.Snapshot, error) {
-	o := volume.SnapshotOptions{Name: req.Name, Trigger: volume.Manual, Paused: req.Paused}
+	o := volume.SnapshotOptions{Name: req.Name, Trigger: volume.Manual}
+	if req.Paused {
+		o.Consistency = engine.Paused
+	}
 	return d.createSnapshot(ctx, req.Volume, o, tell)
 }
 

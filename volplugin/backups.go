@@ -371,7 +371,7 @@ func (d *Driver) backUpTo(ctx context.Context, s *store, rec volume.Record, job 
 			p.Step = "taking a snapshot"
 			report.send(p)
 		}
-		if _, err := d.createSnapshot(ctx, job.volume, o, tell); err != nil {
+		if err := d.backupSnapshot(ctx, s, rec, o, tell); err != nil {
 			return out, err
 		}
 		defer func() {

@@ -1,6 +1,7 @@
 package volplugin
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -59,6 +60,11 @@ type Config struct {
 	Tell func(notify.Event)
 	// ThinPool is what pools of engine thin are made of; see thin.ParseSettings.
 	ThinPool thin.Settings
+	// Quiesce, unless nil, brings to rest what uses a volume, by its name, while the
+	// snapshot of a backup is made. It returns nil when there is nothing to be done. It
+	// is called without a lock that a request needs: Docker, which it asks, may be waiting
+	// for one.
+	Quiesce func(ctx context.Context, volume string) (Rest, error)
 	// CheckMounts, when set, is asked by each Mount and refuses it with its error.
 	CheckMounts func() error
 	// DB keeps this host's cache, Counts how many containers have which volume. The

@@ -34,7 +34,7 @@ const (
 type daemon struct {
 	network, volume                      bool
 	socket, stateDir, dataDir, mountsDir string
-	hostMounts                           string
+	hostMounts, dockerSocket             string
 
 	// end ends run with a reason.
 	end context.CancelCauseFunc

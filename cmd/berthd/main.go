@@ -14,6 +14,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
+	"github.com/berth-plugin/berth/shared/quiesce"
 	"github.com/berth-plugin/berth/shared/settings"
 	"github.com/berth-plugin/berth/volplugin/backup/restic"
 	"github.com/berth-plugin/berth/volplugin/filesystem"
@@ -25,7 +26,7 @@ var version = "dev"
 const socketDir = "/run/docker/plugins"
 
 func main() {
-	if filesystem.Watchdog() {
+	if filesystem.Watchdog() || quiesce.Init() {
 		return
 	}
 	restic.Child()
@@ -62,7 +63,7 @@ func serveCommand(use, driver, short string, network, volume bool) *cobra.Comman
 		Args:                  cobra.NoArgs,
 		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for name, path := range map[string]*string{"socket": &d.socket, "state": &d.stateDir, "data": &d.dataDir, "mounts": &d.mountsDir, "host-mounts": &d.hostMounts} {
+			for name, path := range map[string]*string{"socket": &d.socket, "state": &d.stateDir, "data": &d.dataDir, "mounts": &d.mountsDir, "host-mounts": &d.hostMounts, "docker-socket": &d.dockerSocket} {
 				if *path != "" && !filepath.IsAbs(*path) {
 					return fmt.Errorf("--%s %q: want an absolute path", name, *path)
 				}
@@ -87,6 +88,7 @@ func serveCommand(use, driver, short string, network, volume bool) *cobra.Comman
 		flags.StringVar(&d.dataDir, "data", "/var/lib/berth/volumes", "`DIR` of the volumes' data")
 		flags.StringVar(&d.mountsDir, "mounts", "", "`DIR` where mounted volumes appear; a managed plugin needs its propagated mount here, without it Docker is given the data directories themselves")
 		flags.StringVar(&d.hostMounts, "host-mounts", "", "`FILE` with the mounts of the host, /proc/1/mountinfo as the host has it; with it a plugin whose mounts do not reach the host starts itself anew")
+		flags.StringVar(&d.dockerSocket, "docker-socket", "", "`PATH` of Docker's socket, or of the directory in which it is docker.sock; with it hooks of containers are run when a volume is backed up")
 	}
 	return cmd
 }

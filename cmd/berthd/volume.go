@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/berth-plugin/berth/shared/notify"
+	"github.com/berth-plugin/berth/shared/quiesce"
 	"github.com/berth-plugin/berth/shared/settings"
 	"github.com/berth-plugin/berth/volplugin"
 	"github.com/berth-plugin/berth/volplugin/backup"
@@ -72,6 +73,7 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 		}
 		cfg.MountBase, cfg.CheckMounts, watch = stage.Base(), v.check, v.watch
 	}
+	tend := d.quiesce(&cfg)
 	driver, err := volplugin.New(cfg)
 	if err != nil {
 		return started{}, err
@@ -91,6 +93,7 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 		var tasks sync.WaitGroup
 		tasks.Go(func() { watch(ctx) })
 		tasks.Go(func() { people.Run(ctx) })
+		tasks.Go(func() { tend(ctx) })
 		if err := driver.Run(ctx); err != nil {
 			d.log.WithError(err).Error("volumes are no longer looked after in the background")
 		}
@@ -121,6 +124,24 @@ func (d *daemon) backups() *volplugin.BackupConfig {
 
 // backupNice keeps backups out of the way of containers.
 const backupNice = 10
+
+// quiesce lets the hooks of containers be run where Docker's socket was given. What it
+// returns undoes in the background what a process has left that was killed: not before
+// the service runs, because Docker may be waiting for that.
+func (d *daemon) quiesce(cfg *volplugin.Config) (tend func(context.Context)) {
+	if d.dockerSocket == "" {
+		return func(context.Context) {}
+	}
+	q := quiesce.New(d.dockerSocket, filepath.Join(d.stateDir, "vol", "quiesced"), d.log)
+	cfg.Quiesce = func(ctx context.Context, volume string) (volplugin.Rest, error) {
+		rest, err := q.Quiesce(ctx, volume)
+		if err != nil || rest == nil {
+			return nil, err
+		}
+		return rest, nil
+	}
+	return q.Run
+}
 
 // runDir is a directory of this daemon's that a reboot may empty. In a managed plugin it
 // is in the plugin's own root.

@@ -17,14 +17,14 @@ import (
 
 	"github.com/berth-plugin/berth/cmd/docker-berth/commands"
 	"github.com/berth-plugin/berth/cmd/docker-berth/engine"
-	"github.com/berth-plugin/berth/cmd/docker-berth/pause"
+	"github.com/berth-plugin/berth/shared/quiesce"
 )
 
 // version is set by the linker.
 var version = "dev"
 
 func main() {
-	if pause.Init() {
+	if quiesce.Init() {
 		return
 	}
 	if !plugin.RunningStandalone() {

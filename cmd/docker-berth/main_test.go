@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 
-	"github.com/berth-plugin/berth/cmd/docker-berth/engine/enginetest"
 	"github.com/berth-plugin/berth/shared/control"
+	"github.com/berth-plugin/berth/shared/quiesce/enginetest"
 )
 
 // asCommand lets the test's binary be docker-berth.

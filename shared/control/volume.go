@@ -157,6 +157,9 @@ const (
 	ConsistencyFrozen Consistency = "frozen"
 	// ConsistencyPaused: the containers that use the volume stood still.
 	ConsistencyPaused Consistency = "paused"
+	// ConsistencyQuiesced: the programs that use the volume were told by their hooks, or
+	// stopped.
+	ConsistencyQuiesced Consistency = "quiesced"
 )
 
 // A SnapshotOrigin is why there is a snapshot.

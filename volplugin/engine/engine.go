@@ -100,6 +100,9 @@ const (
 	// Paused: the containers that use the volume stood still. Recorded by the
 	// caller, who paused them.
 	Paused Consistency = "paused"
+	// Quiesced: the programs that use the volume were told by their hooks, or stopped.
+	// Recorded by the caller too.
+	Quiesced Consistency = "quiesced"
 )
 
 // A Copy tells how a snapshot, a clone or a copy went.

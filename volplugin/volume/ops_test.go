@@ -193,7 +193,7 @@ func TestSnapshotsAreNamedListedAndRead(t *testing.T) {
 		assert.Equal(t, snap.Consistency, engine.None)
 		assert.Assert(t, snap.Files > 0 && snap.Bytes > 0)
 		assert.DeepEqual(t, snap.Labels, map[string]string{"a": "b"})
-		paused, err := r.CreateSnapshot(ctx, "web", SnapshotOptions{Name: "paused", Paused: true}, nil)
+		paused, err := r.CreateSnapshot(ctx, "web", SnapshotOptions{Name: "paused", Consistency: engine.Paused}, nil)
 		assert.NilError(t, err)
 		assert.Equal(t, paused.Consistency, engine.Paused)
 

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,8 +38,9 @@ type SnapshotOptions struct {
 	Name    string
 	Trigger Trigger
 	Labels  map[string]string
-	// Paused: the caller has paused all containers that use the volume.
-	Paused bool
+	// Consistency that the caller has seen to by bringing to rest what uses the volume;
+	// "" is the engine's.
+	Consistency engine.Consistency
 
 	forVolume string
 }
@@ -387,9 +389,7 @@ func (r *Root) createSnapshot(ctx context.Context, rec Record, o SnapshotOptions
 	ready := snap
 	ready.Phase = Ready
 	ready.Consistency, ready.Files, ready.Bytes, ready.Unstable = copied.Consistency, copied.Files, copied.Bytes, copied.Unstable
-	if o.Paused {
-		ready.Consistency = engine.Paused
-	}
+	ready.Consistency = cmp.Or(o.Consistency, ready.Consistency)
 	if err := r.step(ctx, "snapshot.ready", rec.Name); err != nil {
 		return Snapshot{}, err
 	}

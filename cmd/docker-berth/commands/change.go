@@ -10,9 +10,9 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
-	"github.com/berth-plugin/berth/cmd/docker-berth/engine"
 	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/shared/quiesce"
 )
 
 // noSize is what a user calls no limit.
@@ -131,7 +131,7 @@ func (a *app) rollbackVolume(ctx context.Context, volume, snapshot string, force
 }
 
 // runningNames are the names of users that run, joined; "" when none does.
-func runningNames(users []engine.User) string {
+func runningNames(users []quiesce.User) string {
 	var names []string
 	for _, u := range users {
 		if u.Running() {
@@ -142,7 +142,7 @@ func runningNames(users []engine.User) string {
 }
 
 // allNames are the names of all users, joined.
-func allNames(users []engine.User) string {
+func allNames(users []quiesce.User) string {
 	var names []string
 	for _, u := range users {
 		names = append(names, named(u.Name, u.ID))

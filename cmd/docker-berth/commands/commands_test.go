@@ -293,3 +293,18 @@ func TestCompletion(t *testing.T) {
 	w.apiErr = errNoDocker
 	assert.DeepEqual(t, offered("network", "inspect", ""), []string{})
 }
+
+func TestPausedDir(t *testing.T) {
+	for _, c := range []struct {
+		state, home, want string
+		uid               int
+	}{
+		{"/s", "/home/u", "/s/docker-berth/paused", 0},
+		{"relative", "/home/u", "/home/u/.local/state/docker-berth/paused", 1000},
+		{"", "/root", "/var/lib/berth/cli/paused", 0},
+		{"", "", "/var/lib/berth/cli/paused", 1000},
+	} {
+		env := map[string]string{"XDG_STATE_HOME": c.state, "HOME": c.home}
+		assert.Equal(t, pausedDir(func(name string) string { return env[name] }, c.uid), c.want)
+	}
+}

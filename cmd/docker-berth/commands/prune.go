@@ -16,6 +16,7 @@ import (
 	"github.com/berth-plugin/berth/cmd/docker-berth/engine"
 	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/shared/quiesce"
 )
 
 // pruneOptions are the flags of `volume prune`.
@@ -93,7 +94,7 @@ func (a *app) pruneVolumes(ctx context.Context, o *pruneOptions) error {
 }
 
 // removes reports whether a volume is to be removed.
-func (o *pruneOptions) removes(v control.Volume, users []engine.User, args filters.Args) bool {
+func (o *pruneOptions) removes(v control.Volume, users []quiesce.User, args filters.Args) bool {
 	if len(users) > 0 || len(v.Users) > 0 || v.Mounted || v.Protect || v.State != control.VolumeReady || !o.all && !anonymous(v.Name) {
 		return false
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -16,9 +17,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-plugin/berth/cmd/docker-berth/engine"
-	"github.com/berth-plugin/berth/cmd/docker-berth/pause"
 	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/shared/quiesce"
 )
 
 func (a *app) snapshotCommand() *cobra.Command {
@@ -51,12 +52,12 @@ type pauseOptions struct {
 
 func (o *pauseOptions) install(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&o.pause, "pause", false, "Pause the containers that use the volume as long as a snapshot takes")
-	cmd.Flags().DurationVar(&o.max, "pause-max", pause.DefaultMax, "How long they are paused at most")
+	cmd.Flags().DurationVar(&o.max, "pause-max", quiesce.DefaultMax, "How long they are paused at most")
 }
 
 func (o *pauseOptions) check(cmd *cobra.Command) error {
-	if o.max < pause.LeastMax || o.max > pause.MostMax {
-		return fault.Invalid("--pause-max %s: want at least %s and at most %s", o.max, pause.LeastMax, pause.MostMax)
+	if o.max < quiesce.LeastMax || o.max > quiesce.MostMax {
+		return fault.Invalid("--pause-max %s: want at least %s and at most %s", o.max, quiesce.LeastMax, quiesce.MostMax)
 	}
 	if cmd.Flags().Changed("pause-max") && !o.pause {
 		return fault.Invalid("--pause-max is for --pause")
@@ -132,8 +133,8 @@ func (a *app) pausedSnapshot(ctx context.Context, client *control.Client, req co
 			return made, fault.Conflict("volume %s is mounted on host %s too: containers there cannot be paused from here", req.Volume, u.Host)
 		}
 	}
-	hold, err := pause.Begin(ctx, pause.Config{
-		API: a.Docker.API(), Host: a.Docker.Host(), Dir: pause.Dir(os.Getenv, os.Getuid()), Volume: req.Volume, Max: most,
+	hold, err := quiesce.Begin(ctx, quiesce.Config{
+		API: a.Docker.API(), Host: a.Docker.Host(), Dir: pausedDir(os.Getenv, os.Getuid()), Volume: req.Volume, Max: most,
 	})
 	if err != nil {
 		return made, err
@@ -163,13 +164,25 @@ func (a *app) pausedSnapshot(ctx context.Context, client *control.Client, req co
 	return made, nil
 }
 
+// pausedDir is the directory for what a user's commands have paused.
+func pausedDir(getenv func(string) string, uid int) string {
+	switch state := getenv("XDG_STATE_HOME"); {
+	case filepath.IsAbs(state):
+		return filepath.Join(state, "docker-berth", "paused")
+	case uid == 0 || getenv("HOME") == "":
+		return "/var/lib/berth/cli/paused"
+	default:
+		return filepath.Join(getenv("HOME"), ".local", "state", "docker-berth", "paused")
+	}
+}
+
 // makeGood lets containers go that a command has left paused which was killed with its
 // watchdog.
 func (a *app) makeGood(ctx context.Context) {
 	if a.remote() {
 		return
 	}
-	names, err := pause.MakeGood(ctx, a.Docker.API(), a.Docker.Host(), pause.Dir(os.Getenv, os.Getuid()))
+	names, err := quiesce.MakeGood(ctx, a.Docker.API(), a.Docker.Host(), pausedDir(os.Getenv, os.Getuid()))
 	if len(names) > 0 {
 		fmt.Fprintf(a.Docker.Err(), "WARNING: %s was paused by a command that was killed, and goes on now\n", strings.Join(names, ", "))
 	}
@@ -250,7 +263,7 @@ func (r *snapshotRow) VolumeUUID() string { return r.s.VolumeUUID }
 // Name is the snapshot's.
 func (r *snapshotRow) Name() string { return r.s.Name }
 
-// Consistency is none, crash, frozen or paused.
+// Consistency is none, crash, frozen, paused or quiesced.
 func (r *snapshotRow) Consistency() string { return string(r.s.Consistency) }
 
 // Origin is manual, schedule, rollback, restore, clone or backup.

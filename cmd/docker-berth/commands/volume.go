@@ -19,6 +19,7 @@ import (
 	"github.com/berth-plugin/berth/cmd/docker-berth/engine"
 	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/shared/quiesce"
 )
 
 func (a *app) volumeCommand() *cobra.Command {
@@ -54,7 +55,7 @@ func (a *app) listVolumes(ctx context.Context, o *listOptions) error {
 	if err != nil {
 		return err
 	}
-	var users map[string][]engine.User
+	var users map[string][]quiesce.User
 	if args.Contains("dangling") || args.Contains("container") {
 		// Without Docker's answer every volume would look unused.
 		users, err = a.tryUsers(ctx)
@@ -69,7 +70,7 @@ func (a *app) listVolumes(ctx context.Context, o *listOptions) error {
 		unused := len(users[v.Name]) == 0 && len(v.Users) == 0
 		if args.Match("name", v.Name) && args.ExactMatch("engine", v.Engine) && args.ExactMatch("root", v.Root) &&
 			args.ExactMatch("state", string(v.State)) && args.MatchKVList("label", v.Labels) &&
-			(!args.Contains("container") || slices.ContainsFunc(users[v.Name], func(u engine.User) bool { return matches(args, "container", u.ID, u.Name) })) &&
+			(!args.Contains("container") || slices.ContainsFunc(users[v.Name], func(u quiesce.User) bool { return matches(args, "container", u.ID, u.Name) })) &&
 			(!args.Contains("dangling") || unused == dangling) {
 			rows = append(rows, &volumeRow{v: v, users: users[v.Name]})
 		}
@@ -102,7 +103,7 @@ func (a *app) volumes(ctx context.Context) ([]control.Volume, error) {
 
 // users asks Docker for the containers that have volumes. Without them none are shown,
 // and the user is told why.
-func (a *app) users(ctx context.Context) map[string][]engine.User {
+func (a *app) users(ctx context.Context) map[string][]quiesce.User {
 	users, err := a.tryUsers(ctx)
 	if err != nil {
 		fmt.Fprintf(a.Docker.Err(), "WARNING: containers are not shown: %v\n", err)
@@ -110,11 +111,11 @@ func (a *app) users(ctx context.Context) map[string][]engine.User {
 	return users
 }
 
-func (a *app) tryUsers(ctx context.Context) (map[string][]engine.User, error) {
+func (a *app) tryUsers(ctx context.Context) (map[string][]quiesce.User, error) {
 	if err := engine.CheckLocal(a.Docker.Host(), a.Docker.Context()); err != nil {
 		return nil, fmt.Errorf("the Docker context %q is the engine of another machine", a.Docker.Context())
 	}
-	return engine.Users(ctx, a.Docker.API())
+	return quiesce.Users(ctx, a.Docker.API())
 }
 
 // human is a size as tables show it; "" for none.
@@ -129,7 +130,7 @@ func human(n uint64) string {
 type volumeRow struct {
 	formatter.HeaderContext
 	v     control.Volume
-	users []engine.User
+	users []quiesce.User
 }
 
 // MarshalJSON gives all fields.

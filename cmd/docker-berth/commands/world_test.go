@@ -25,6 +25,7 @@ import (
 	"github.com/berth-plugin/berth/cmd/docker-berth/engine"
 	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/shared/quiesce"
 )
 
 // long makes an ID of Docker's form.
@@ -34,9 +35,14 @@ func long(digit string) string { return strings.Repeat(digit, 64) }
 // most 107 bytes, so it is shorter than Docker's.
 func pluginID(digit string) string { return strings.Repeat(digit, 16) }
 
+// unneeded is the part of Docker's API that no test here needs.
+type unneeded interface{ quiesce.API }
+
 // A world is a Docker engine with a Berth plugin, at the wire: the client, the
 // server and the socket are real, what they tell is fixed.
 type world struct {
+	unneeded
+
 	t        *testing.T
 	dir      string
 	host     string

@@ -10,7 +10,6 @@ import (
 	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
-	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/api/types/network"
 	"gotest.tools/v3/assert"
 )
@@ -134,23 +133,4 @@ func TestInsideOfAPlugin(t *testing.T) {
 	}
 	inside, ok := Plugin{Name: "berth-vol"}.Inside("/srv/x")
 	assert.Assert(t, ok && inside == "/srv/x", "a daemon of its own sees what this machine has")
-}
-
-func TestUsers(t *testing.T) {
-	api := answers{containers: []container.Summary{
-		{ID: "c2", Names: []string{"/web"}, State: container.StateRunning, Mounts: []container.MountPoint{
-			{Type: mount.TypeVolume, Name: "v"}, {Type: mount.TypeVolume, Name: "v"}, {Type: mount.TypeVolume, Name: "w"}, {Type: mount.TypeBind, Source: "/x"},
-		}},
-		{ID: "c1", Names: []string{"/db"}, State: container.StateExited, Mounts: []container.MountPoint{{Type: mount.TypeVolume, Name: "v"}}},
-	}}
-	users, err := Users(t.Context(), api)
-	assert.NilError(t, err)
-	assert.DeepEqual(t, users, map[string][]User{
-		"v": {{Container{ID: "c1", Name: "db"}, "exited"}, {Container{ID: "c2", Name: "web"}, "running"}},
-		"w": {{Container{ID: "c2", Name: "web"}, "running"}},
-	})
-	assert.Assert(t, users["w"][0].Running() && !users["v"][0].Running() && User{State: "paused"}.Running())
-	api.err = errors.New("down")
-	_, err = Users(t.Context(), api)
-	assert.ErrorContains(t, err, "down")
 }

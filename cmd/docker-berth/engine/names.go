@@ -3,11 +3,12 @@ package engine
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
 	"github.com/docker/docker/api/types/versions"
+
+	"github.com/berth-plugin/berth/shared/quiesce"
 )
 
 // A Container is one that is connected to a network.
@@ -54,21 +55,11 @@ func Look(ctx context.Context, api API) (View, error) {
 			if ep == nil || ep.EndpointID == "" {
 				continue
 			}
-			v.Containers[ep.EndpointID] = Container{ID: c.ID, Name: containerName(c.Names)}
+			v.Containers[ep.EndpointID] = Container{ID: c.ID, Name: quiesce.ContainerName(c.Names)}
 			v.On[ep.EndpointID] = ep.NetworkID
 		}
 	}
 	return v, nil
-}
-
-// containerName is the container's own name: the others are what links call it.
-func containerName(names []string) string {
-	for _, name := range names {
-		if name = strings.TrimPrefix(name, "/"); !strings.Contains(name, "/") {
-			return name
-		}
-	}
-	return ""
 }
 
 // Network is the name of a network, "" if Docker does not know it.

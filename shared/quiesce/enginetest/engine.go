@@ -27,9 +27,13 @@ type Container struct {
 	Volumes []string
 	// Started changes when the container is started again.
 	Started string
+	Labels  map[string]string
+	// ReadOnly: it cannot write to its volumes. AutoRemove: it was started with --rm.
+	ReadOnly, AutoRemove bool
 }
 
-// An Engine knows the rules of pausing.
+// An Engine knows the rules of pausing and stopping. What is run in a container is run on
+// this machine.
 type Engine struct {
 	// Host is its address.
 	Host string
@@ -39,6 +43,7 @@ type Engine struct {
 	calls      []string
 	before     func(call string) error
 	changed    chan struct{}
+	execs      []*execution
 }
 
 // New returns an Engine on a socket, which ends with the test.
@@ -58,6 +63,15 @@ func New(t testing.TB, containers ...Container) *Engine {
 	mux.HandleFunc("POST /{v}/containers/{id}/unpause", func(w http.ResponseWriter, r *http.Request) {
 		e.turn(w, "unpause", r.PathValue("id"), container.StatePaused, container.StateRunning)
 	})
+	mux.HandleFunc("POST /{v}/containers/{id}/stop", func(w http.ResponseWriter, r *http.Request) {
+		e.turn(w, "stop", r.PathValue("id"), container.StateRunning, container.StateExited)
+	})
+	mux.HandleFunc("POST /{v}/containers/{id}/start", func(w http.ResponseWriter, r *http.Request) {
+		e.turn(w, "start", r.PathValue("id"), container.StateExited, container.StateRunning)
+	})
+	mux.HandleFunc("POST /{v}/containers/{id}/exec", e.exec)
+	mux.HandleFunc("POST /{v}/exec/{id}/start", e.execStart)
+	mux.HandleFunc("GET /{v}/exec/{id}/json", e.execInspect)
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: time.Second}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = s.Serve(l) }()
@@ -68,8 +82,8 @@ func New(t testing.TB, containers ...Container) *Engine {
 	return e
 }
 
-// Before sets what is called before a container is paused or unpaused, with "pause ID"
-// or "unpause ID". Its error is Docker's.
+// Before sets what is called before a container is paused, unpaused, stopped or started,
+// with "pause ID" and so on. Its error is Docker's.
 func (e *Engine) Before(fn func(call string) error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -112,7 +126,8 @@ func (e *Engine) State(id string) string {
 	return ""
 }
 
-// Calls are what was paused and unpaused, in that order.
+// Calls are what was paused, unpaused, stopped, started and, as "exec ID COMMAND", run, in
+// that order.
 func (e *Engine) Calls() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -149,9 +164,9 @@ func (e *Engine) list(w http.ResponseWriter) {
 	defer e.mu.Unlock()
 	list := []container.Summary{}
 	for _, c := range e.containers {
-		s := container.Summary{ID: c.ID, Names: []string{"/" + c.ID}, State: c.State}
+		s := container.Summary{ID: c.ID, Names: []string{"/" + c.ID}, State: c.State, Labels: c.Labels}
 		for _, v := range c.Volumes {
-			s.Mounts = append(s.Mounts, container.MountPoint{Type: mount.TypeVolume, Name: v})
+			s.Mounts = append(s.Mounts, container.MountPoint{Type: mount.TypeVolume, Name: v, Driver: "berth-vol:latest", RW: !c.ReadOnly})
 		}
 		list = append(list, s)
 	}
@@ -164,9 +179,10 @@ func (e *Engine) inspect(w http.ResponseWriter, id string) {
 	for _, c := range e.containers {
 		if c.ID == id {
 			paused := c.State == container.StatePaused
-			answer(w, http.StatusOK, container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{ID: id, State: &container.State{
-				Status: c.State, Running: paused || c.State == container.StateRunning, Paused: paused, StartedAt: c.Started,
-			}}})
+			answer(w, http.StatusOK, container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{
+				ID: id, HostConfig: &container.HostConfig{AutoRemove: c.AutoRemove},
+				State: &container.State{Status: c.State, Running: paused || c.State == container.StateRunning, Paused: paused, StartedAt: c.Started},
+			}})
 			return
 		}
 	}
@@ -193,7 +209,9 @@ func (e *Engine) turn(w http.ResponseWriter, call, id, from, to string) {
 			refuse(w, http.StatusConflict, fmt.Sprintf("Container %s is %s", id, c.State))
 			return
 		default:
-			c.State = to
+			if c.State = to; call == "start" {
+				c.Started += "+"
+			}
 			e.calls = append(e.calls, call+" "+id)
 			e.tell()
 			w.WriteHeader(http.StatusNoContent)

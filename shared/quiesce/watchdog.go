@@ -1,4 +1,4 @@
-package pause
+package quiesce
 
 import (
 	"bufio"
@@ -16,7 +16,7 @@ import (
 
 const (
 	// watchdogName is what the watchdog is called: its first argument.
-	watchdogName = "docker-berth-watchdog"
+	watchdogName = "berth-watchdog"
 	// recordFD is the descriptor that it has of the file.
 	recordFD = 3
 	// settle is how long a call of the one that was killed may take to have its effect.
@@ -25,6 +25,20 @@ const (
 	// restarted; insistPause lies between two tries.
 	insist      = 2 * time.Minute
 	insistPause = time.Second
+)
+
+// What is said to the watchdog, a word a line, and its answers.
+const (
+	// sayWatch begins the longest time, anew if it has begun; sayEnd ends it. Others are
+	// a question. The answer is sayStill or, when the time was over before, sayExpired.
+	sayWatch   = "watch"
+	sayEnd     = "end"
+	sayAsk     = "ask"
+	sayStill   = "still"
+	sayExpired = "expired"
+	// sayBye ends the watchdog, which does not answer; sayReady is its own first word.
+	sayBye   = "bye"
+	sayReady = "ready"
 )
 
 // Init makes this process the watchdog if it was started as one, and is true when it
@@ -68,6 +82,7 @@ func guard(args []string) error {
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	signal.Ignore(unix.SIGPIPE)
 	late := time.NewTimer(most)
+	late.Stop()
 	words := make(chan string)
 	go func() {
 		defer close(words)
@@ -75,18 +90,24 @@ func guard(args []string) error {
 			words <- in.Text()
 		}
 	}()
-	fmt.Println("ready")
+	fmt.Println(sayReady)
 	expired := false
 	for {
 		select {
 		case word, ok := <-words:
 			switch {
-			case word == "bye":
+			case word == sayBye:
 				return nil
 			case ok && expired:
-				fmt.Println("expired")
+				fmt.Println(sayExpired)
 			case ok:
-				fmt.Println("still")
+				switch word {
+				case sayWatch:
+					late.Reset(most)
+				case sayEnd:
+					late.Stop()
+				}
+				fmt.Println(sayStill)
 			case expired:
 				return r.remove()
 			default:
@@ -102,6 +123,7 @@ func guard(args []string) error {
 			if err := letGo(api, r); err != nil {
 				return err
 			}
+			_ = r.runDue(context.Background(), api) // nobody reads it
 		case <-signals:
 			return letGoAndForget(api, r)
 		}
@@ -110,17 +132,19 @@ func guard(args []string) error {
 
 func letGoAndForget(api *client.Client, r *record) error {
 	if err := letGo(api, r); err != nil {
-		return err // the file stays for the next command
+		return err // the file stays for MakeGood
 	}
+	// Nobody reads the error of a hook; it is not run again.
+	_ = r.runDue(context.Background(), api)
 	return r.remove()
 }
 
-// letGo unpauses all that the file holds.
+// letGo lets all that the file holds go.
 func letGo(api *client.Client, r *record) error {
 	ctx, cancel := context.WithTimeout(context.Background(), insist)
 	defer cancel()
 	for {
-		// The one that paused may have spared some since.
+		// The one that paused may have noted something since.
 		err := r.load()
 		if err == nil {
 			_, err = r.release(ctx, api)

@@ -1,4 +1,4 @@
-package pause
+package quiesce
 
 import (
 	"context"
@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 
-	"github.com/berth-plugin/berth/cmd/docker-berth/engine/enginetest"
 	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/shared/quiesce/enginetest"
 )
 
 func TestMain(m *testing.M) {
@@ -210,9 +210,9 @@ func TestEndThatFailsIsTakenOver(t *testing.T) {
 // leave writes what a killed command and its watchdog leave.
 func leave(t *testing.T, cfg Config, change func(*content)) string {
 	t.Helper()
-	r, err := newRecord(cfg, []paused{{ID: "web", Name: "web", Started: "s1"}, {ID: "held", Name: "held", Started: "s2"}})
+	r, err := newRecord(cfg, []target{{ID: "web", Name: "web", Started: "s1"}, {ID: "held", Name: "held", Started: "s2"}})
 	assert.NilError(t, err)
-	assert.NilError(t, r.spare("held"))
+	assert.NilError(t, r.note(note{Spared: "held"}))
 	assert.NilError(t, r.load())
 	if change != nil {
 		change(&r.content)
@@ -275,34 +275,19 @@ func TestMakeGoodOfNothingAndOfDamage(t *testing.T) {
 	assert.DeepEqual(t, records(t, cfg.Dir), []string{fresh, filepath.Join(cfg.Dir, "a.json")})
 }
 
-func TestDir(t *testing.T) {
-	for _, c := range []struct {
-		state, home, want string
-		uid               int
-	}{
-		{"/s", "/home/u", "/s/docker-berth/paused", 0},
-		{"relative", "/home/u", "/home/u/.local/state/docker-berth/paused", 1000},
-		{"", "/root", "/var/lib/berth/cli/paused", 0},
-		{"", "", "/var/lib/berth/cli/paused", 1000},
-	} {
-		env := map[string]string{"XDG_STATE_HOME": c.state, "HOME": c.home}
-		assert.Equal(t, Dir(func(name string) string { return env[name] }, c.uid), c.want)
-	}
-}
-
 // What was written is read again, and no text makes the reader panic.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"Volume":"v","Host":"h","Boot":"b","Containers":[{"ID":"a"},{"ID":"b"}]}` + "\n" + `{"Spared":"a"}` + "\n"))
 	f.Add([]byte("{}\n{\"Sp"))
 	f.Add([]byte("\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		c, without, err := parse(text)
+		c, notes, err := parse(text)
 		if err != nil {
 			return
 		}
-		r := record{content: c, without: without}
+		r := record{content: c, notes: notes}
 		for _, held := range r.held() {
-			assert.Assert(t, !without[held.ID])
+			assert.Assert(t, !notes[note{Spared: held.ID}])
 		}
 	})
 }

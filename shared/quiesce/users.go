@@ -1,4 +1,4 @@
-package engine
+package quiesce
 
 import (
 	"context"
@@ -12,9 +12,14 @@ import (
 
 // A User is a container that has a volume, whether or not it runs.
 type User struct {
-	Container
+	ID, Name string
 	// State is Docker's word for it: "running", "paused", "exited".
-	State string
+	State  string
+	Labels map[string]string
+	// Driver is Docker's name for the volume's driver.
+	Driver string
+	// ReadOnly: the container cannot write to the volume.
+	ReadOnly bool
 }
 
 // Running reports whether the container has processes, paused ones included.
@@ -36,18 +41,33 @@ func Users(ctx context.Context, api API) (map[string][]User, error) {
 	}
 	users := make(map[string][]User)
 	for _, c := range containers {
-		u := User{Container: Container{ID: c.ID, Name: containerName(c.Names)}, State: c.State}
-		var named []string
 		for _, m := range c.Mounts {
-			// One container may have a volume at several places.
-			if m.Type == mount.TypeVolume && m.Name != "" && !slices.Contains(named, m.Name) {
-				named = append(named, m.Name)
-				users[m.Name] = append(users[m.Name], u)
+			if m.Type != mount.TypeVolume || m.Name == "" {
+				continue
 			}
+			list := users[m.Name]
+			// One container may have a volume at several places.
+			if i := slices.IndexFunc(list, func(u User) bool { return u.ID == c.ID }); i >= 0 {
+				list[i].ReadOnly = list[i].ReadOnly && !m.RW
+				continue
+			}
+			users[m.Name] = append(list, User{
+				ID: c.ID, Name: ContainerName(c.Names), State: c.State, Labels: c.Labels, Driver: m.Driver, ReadOnly: !m.RW,
+			})
 		}
 	}
 	for _, list := range users {
 		slices.SortFunc(list, func(x, y User) int { return strings.Compare(x.Name, y.Name) })
 	}
 	return users, nil
+}
+
+// ContainerName is the container's own name: the others are what links call it.
+func ContainerName(names []string) string {
+	for _, name := range names {
+		if name = strings.TrimPrefix(name, "/"); !strings.Contains(name, "/") {
+			return name
+		}
+	}
+	return ""
 }
