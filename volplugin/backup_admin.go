@@ -153,7 +153,9 @@ func (d *Driver) RemoveTarget(_ context.Context, ref control.TargetRef) (none st
 	if used := d.backedUpTo(ref.Name); len(used) > 0 {
 		return none, fault.Conflict("target %s is the backup.target of %s", ref.Name, strings.Join(used, ", "))
 	}
-	return none, d.backups.targets.Delete(ref.Name)
+	err = d.backups.targets.Delete(ref.Name)
+	d.backupRuns.Wake()
+	return none, err
 }
 
 // CreateBackup implements control.BackupAdmin.

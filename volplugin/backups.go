@@ -170,6 +170,24 @@ func (b *backups) change(uuid string, fn func(*backupState)) error {
 	})
 }
 
+// forget drops what is known of volumes that are not there any more. One that comes out
+// of the trash again has its backups in the repository.
+func (b *backups) forget(known func(uuid string) bool) error {
+	return b.db.Update(func(tx *state.Tx) error {
+		var gone []string
+		err := backupsBucket.Each(tx, func(uuid string, _ backupState) error {
+			if !known(uuid) {
+				gone = append(gone, uuid)
+			}
+			return nil
+		})
+		for _, uuid := range gone {
+			err = errors.Join(err, backupsBucket.Delete(tx, uuid))
+		}
+		return err
+	})
+}
+
 // A stage is a directory with the two entries of a backup, of which data is a mount.
 type stage struct {
 	dir    string

@@ -316,6 +316,10 @@ func TestOnlyWhatIsDueIsBackedUpAndKept(t *testing.T) {
 	assert.NilError(t, err)
 	_, err = k.RemoveTarget(t.Context(), control.TargetRef{Name: "nas"})
 	assert.NilError(t, err)
+	assert.Assert(t, k.backups.state(rec.UUID).Good != "")
+	assert.NilError(t, k.remove("web"))
+	assert.Equal(t, len(k.backupJobs()), 0)
+	assert.Equal(t, k.backups.state(rec.UUID).Good, "")
 }
 
 func TestBackupsAreRemovedAndPruned(t *testing.T) {

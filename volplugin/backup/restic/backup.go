@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/volplugin/backup"
@@ -27,6 +28,9 @@ func (e *Engine) Backup(ctx context.Context, source backup.Source, progress func
 	return result, e.fail("back up volume "+source.Volume, err)
 }
 
+// settleTime bounds the look for a backup that restic has made.
+const settleTime = 5 * time.Minute
+
 func (e *Engine) backup(ctx context.Context, source backup.Source, progress func(backup.Progress)) (backup.Result, error) {
 	if err := checkSource(source); err != nil {
 		return backup.Result{}, err
@@ -44,9 +48,14 @@ func (e *Engine) backup(ctx context.Context, source backup.Source, progress func
 	}
 	var exit *exitError
 	incomplete := errors.As(err, &exit) && exit.code == exitIncomplete
-	if err != nil && !incomplete {
+	// With the summary the backup is in the repository. A caller who gives up now is told
+	// of it all the same.
+	late := run.done && ctx.Err() != nil
+	if err != nil && !incomplete && !late {
 		return backup.Result{}, err
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
+	defer cancel()
 	if !run.done {
 		return backup.Result{}, errors.New("restic ended without a summary")
 	}
