@@ -502,6 +502,7 @@ func (d *Driver) Remove(ctx context.Context, req *api.RemoveRequest) error {
 		}
 		if known.Schedule != "" {
 			d.schedules.Wake() // it forgets what is gone
+			d.backupRuns.Wake()
 		}
 		return nil
 	})
