@@ -23,11 +23,6 @@ const timeFormat = "2006-01-02 15:04:05"
 // Backup implements backup.Engine. The time of the backup has whole seconds. Nothing is compared
 // with older backups than source.Parent: without one, all is read.
 func (e *Engine) Backup(ctx context.Context, source backup.Source, progress func(backup.Progress)) (backup.Result, error) {
-	result, err := e.backup(ctx, source, progress)
-	return result, e.fail("back up volume "+source.Volume, err)
-}
-
-func (e *Engine) backup(ctx context.Context, source backup.Source, progress func(backup.Progress)) (backup.Result, error) {
 	if err := checkSource(source); err != nil {
 		return backup.Result{}, err
 	}
