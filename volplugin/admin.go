@@ -739,6 +739,9 @@ func (d *Driver) PurgeTrash(ctx context.Context, req control.PurgeTrashRequest, 
 			out.Failed[e.UUID] = err.Error()
 			continue
 		}
+		if err := d.backups.forget(e.UUID); err != nil {
+			return out, err
+		}
 		out.Purged = append(out.Purged, e)
 	}
 	return out, nil

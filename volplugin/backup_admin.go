@@ -153,9 +153,11 @@ func (d *Driver) RemoveTarget(_ context.Context, ref control.TargetRef) (none st
 	if used := d.backedUpTo(ref.Name); len(used) > 0 {
 		return none, fault.Conflict("target %s is the backup.target of %s", ref.Name, strings.Join(used, ", "))
 	}
-	err = d.backups.targets.Delete(ref.Name)
+	if err := d.backups.targets.Delete(ref.Name); err != nil {
+		return none, err
+	}
 	d.backupRuns.Wake()
-	return none, err
+	return none, nil
 }
 
 // CreateBackup implements control.BackupAdmin.

@@ -56,9 +56,6 @@ func (d *Driver) backupJobs() []schedule.Job {
 			jobs = append(jobs, schedule.Job{UUID: v.Record.UUID, Schedule: due})
 		}
 	}
-	if err := d.backups.forget(d.known()); err != nil {
-		d.cfg.Log.WithError(err).Warn("forget backups of volumes that are gone")
-	}
 	names, err := d.backups.targets.Names()
 	if err != nil {
 		d.cfg.Log.WithError(err).Warn("look after targets of backups")
@@ -78,17 +75,6 @@ func (d *Driver) backupJobs() []schedule.Job {
 		}
 	}
 	return jobs
-}
-
-// known tells which UUIDs are those of volumes that this host has seen.
-func (d *Driver) known() func(uuid string) bool {
-	seen := map[string]bool{}
-	for _, s := range d.all() {
-		for _, v := range d.ledger.seen(s.key) {
-			seen[v.Record.UUID] = true
-		}
-	}
-	return func(uuid string) bool { return seen[uuid] }
 }
 
 // careSchedule is when a target is looked after; ok is false for never.

@@ -170,22 +170,43 @@ func (b *backups) change(uuid string, fn func(*backupState)) error {
 	})
 }
 
-// forget drops what is known of volumes that are not there any more. One that comes out
-// of the trash again has its backups in the repository.
-func (b *backups) forget(known func(uuid string) bool) error {
+// forget drops what is known of the backups of volumes that are gone for good.
+func (b *backups) forget(uuids ...string) error {
+	if b == nil || len(uuids) == 0 {
+		return nil
+	}
 	return b.db.Update(func(tx *state.Tx) error {
-		var gone []string
-		err := backupsBucket.Each(tx, func(uuid string, _ backupState) error {
-			if !known(uuid) {
+		for _, uuid := range uuids {
+			if err := backupsBucket.Delete(tx, uuid); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// forgetBackups does that for volumes that no root has any more. They may be in the
+// trash; so it waits, from their last backup on, for as long as the trash keeps things.
+func (d *Driver) forgetBackups() error {
+	if d.backups == nil {
+		return nil
+	}
+	there := map[string]bool{}
+	for _, s := range d.all() {
+		for _, v := range d.ledger.seen(s.key) {
+			there[v.Record.UUID] = true
+		}
+	}
+	var gone []string
+	err := d.backups.db.View(func(tx *state.Tx) error {
+		return backupsBucket.Each(tx, func(uuid string, st backupState) error {
+			if !there[uuid] && d.cfg.Now().Sub(st.Last) > volume.TrashKeep {
 				gone = append(gone, uuid)
 			}
 			return nil
 		})
-		for _, uuid := range gone {
-			err = errors.Join(err, backupsBucket.Delete(tx, uuid))
-		}
-		return err
 	})
+	return errors.Join(err, d.backups.forget(gone...))
 }
 
 // A stage is a directory with the two entries of a backup, of which data is a mount.
@@ -290,7 +311,14 @@ func (d *Driver) backUp(ctx context.Context, job backupJob, report *reporter) (o
 	if err != nil {
 		return out, fmt.Errorf("volume %s: %w", job.volume, err)
 	}
-	rec := d.ledger.view(s.key, job.volume).Record
+	found, _, err := s.find(ctx, job.volume)
+	if err != nil {
+		return out, err
+	}
+	if found.Broken != "" {
+		return out, fault.Unavailable("volume %s: %s", job.volume, found.Broken)
+	}
+	rec := found.Record
 	if job.target == "" {
 		job.target = rec.BackupTarget
 	}

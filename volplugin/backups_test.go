@@ -316,10 +316,6 @@ func TestOnlyWhatIsDueIsBackedUpAndKept(t *testing.T) {
 	assert.NilError(t, err)
 	_, err = k.RemoveTarget(t.Context(), control.TargetRef{Name: "nas"})
 	assert.NilError(t, err)
-	assert.Assert(t, k.backups.state(rec.UUID).Good != "")
-	assert.NilError(t, k.remove("web"))
-	assert.Equal(t, len(k.backupJobs()), 0)
-	assert.Equal(t, k.backups.state(rec.UUID).Good, "")
 }
 
 func TestBackupsAreRemovedAndPruned(t *testing.T) {
@@ -465,6 +461,44 @@ func TestPoliciesCountCompleteBackupsOnly(t *testing.T) {
 		assert.DeepEqual(t, got, want)
 	}
 	assert.Equal(t, len(droppedBackups(list[1:2], keep.Policy{Last: 1}, day(6))), 0)
+}
+
+// What is known of a volume's backups goes with the volume, not while it is in the trash.
+func TestBackupsOfVolumesThatAreGoneAreForgotten(t *testing.T) {
+	k := newKeeper(t, filepath.Join(t.TempDir(), "repository"))
+	k.target()
+	ids := map[string]string{}
+	for _, name := range []string{"stays", "purged", "removed"} {
+		assert.NilError(t, k.create(name))
+		ids[name] = k.backup(name).UUID
+	}
+	known := func() (names []string) {
+		for name, id := range ids {
+			if k.backups.state(id).Good != "" {
+				names = append(names, name)
+			}
+		}
+		slices.Sort(names)
+		return names
+	}
+	assert.NilError(t, k.remove("purged"))
+	assert.NilError(t, k.remove("removed"))
+	assert.NilError(t, k.forgetBackups())
+	assert.DeepEqual(t, known(), []string{"purged", "removed", "stays"})
+	_, err := k.PurgeTrash(t.Context(), control.PurgeTrashRequest{UUIDs: []string{ids["purged"]}}, quiet)
+	assert.NilError(t, err)
+	assert.DeepEqual(t, known(), []string{"removed", "stays"})
+	k.pass(volume.TrashKeep + time.Hour)
+	assert.NilError(t, k.forgetBackups())
+	assert.DeepEqual(t, known(), []string{"stays"})
+}
+
+func TestAVolumeThatIsNotThereIsNotBackedUp(t *testing.T) {
+	k := newKeeper(t, filepath.Join(t.TempDir(), "repository"))
+	k.target()
+	_, err := k.CreateBackup(t.Context(), control.BackupRequest{Volume: "nothing"}, quiet)
+	assert.Assert(t, errdefs.IsNotFound(err), "%v", err)
+	assert.ErrorContains(t, err, "volume nothing does not exist")
 }
 
 func TestTagsThatAreBerthsOwnAreRefused(t *testing.T) {

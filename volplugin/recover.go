@@ -106,7 +106,8 @@ func (d *Driver) tidy() error {
 const (
 	// tendEvery is how often Run reads the root and looks after mounts.
 	tendEvery = time.Minute
-	// expireEvery is how often Run looks for data in the trash that is due.
+	// expireEvery is how often Run looks for data in the trash that is due, and for
+	// what is known of volumes that are gone.
 	expireEvery = time.Hour
 	// expireTime bounds one deletion of data; the next one goes on from there.
 	expireTime = 10 * time.Minute
@@ -141,14 +142,19 @@ func (d *Driver) Run(ctx context.Context) error {
 			d.cfg.Log.WithError(err).Error("no scheduled backups are made")
 		}
 	})
-	tend := time.NewTicker(tendEvery)
+	tend, expire := time.NewTicker(tendEvery), time.NewTicker(expireEvery)
 	defer tend.Stop()
+	defer expire.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tend.C:
 			d.tendMounts(ctx)
+		case <-expire.C:
+			if err := d.forgetBackups(); err != nil {
+				d.cfg.Log.WithError(err).Warn("forget the backups of volumes that are gone")
+			}
 		}
 	}
 }

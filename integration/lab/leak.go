@@ -192,6 +192,9 @@ func rulesetEntries(text string) []string {
 	})
 }
 
+// kept is what stays of a repository that was used, for the next time.
+var kept = regexp.MustCompile(`^vol/backup/(cache|leases)/`)
+
 // records counts the keys of every bucket in Berth's databases, and other files of
 // its state. The database is read from a copy, since its owner holds its lock.
 func (h *Host) records() ([]string, error) {
@@ -202,6 +205,9 @@ func (h *Host) records() ([]string, error) {
 			rel, err := filepath.Rel(root, path)
 			if err != nil {
 				return err
+			}
+			if kept.MatchString(rel) {
+				return nil
 			}
 			if filepath.Ext(path) != ".db" {
 				entries = append(entries, "file "+rel)

@@ -21,17 +21,12 @@ const maxMissing = 100
 // timeFormat is what --time takes, in the zone of the environment, which is UTC.
 const timeFormat = "2006-01-02 15:04:05"
 
-// Backup implements backup.Engine. The time of the backup has whole seconds. Nothing is compared
-// with older backups than source.Parent: without one, all is read.
-func (e *Engine) Backup(ctx context.Context, source backup.Source, progress func(backup.Progress)) (backup.Result, error) {
-	result, err := e.backup(ctx, source, progress)
-	return result, e.fail("back up volume "+source.Volume, err)
-}
-
 // settleTime bounds the look for a backup that restic has made.
 const settleTime = 5 * time.Minute
 
-func (e *Engine) backup(ctx context.Context, source backup.Source, progress func(backup.Progress)) (backup.Result, error) {
+// Backup implements backup.Engine. The time of the backup has whole seconds. Nothing is compared
+// with older backups than source.Parent: without one, all is read.
+func (e *Engine) Backup(ctx context.Context, source backup.Source, progress func(backup.Progress)) (backup.Result, error) {
 	if err := checkSource(source); err != nil {
 		return backup.Result{}, err
 	}

@@ -157,10 +157,10 @@ func (e *Engine) repositoryKey() string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// fail gives an error the name of the target, once.
-func (e *Engine) fail(what string, err error) error {
+// fail says what failed. Callers know the target, and name it.
+func fail(what string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("target %s: %s: %w", e.Target.Name, what, err)
+	return fmt.Errorf("%s: %w", what, err)
 }

@@ -18,7 +18,7 @@ import (
 // Init implements backup.Engine. The directory that a local repository is made in must be
 // there: it may be a disk that is not mounted.
 func (e *Engine) Init(ctx context.Context) error {
-	return e.fail("open or make the repository", e.init(ctx))
+	return fail("open or make the repository", e.init(ctx))
 }
 
 func (e *Engine) init(ctx context.Context) error {

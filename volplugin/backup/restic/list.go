@@ -67,7 +67,7 @@ func (e *Engine) List(ctx context.Context, filter backup.Filter) ([]backup.Backu
 	}
 	snapshots, err := e.snapshots(ctx, "--tag", tags)
 	if err != nil {
-		return nil, e.fail("list", err)
+		return nil, fail("list", err)
 	}
 	var list []backup.Backup
 	for _, s := range snapshots {

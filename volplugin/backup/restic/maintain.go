@@ -16,7 +16,7 @@ const maxManifest = 1 << 20
 // Manifest implements backup.Engine.
 func (e *Engine) Manifest(ctx context.Context, id string) (backup.Manifest, error) {
 	m, err := e.manifest(ctx, id)
-	return m, e.fail(fmt.Sprintf("manifest of backup %.8s", id), err)
+	return m, fail(fmt.Sprintf("manifest of backup %.8s", id), err)
 }
 
 func (e *Engine) manifest(ctx context.Context, id string) (m backup.Manifest, err error) {
@@ -50,7 +50,7 @@ func (e *Engine) Forget(ctx context.Context, ids []string) error {
 	ids = slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return !fullID.MatchString(id) })
 	for some := range slices.Chunk(ids, forgetAtOnce) {
 		if err := e.forget(ctx, some); err != nil {
-			return e.fail("forget", err)
+			return fail("forget", err)
 		}
 	}
 	return nil
@@ -79,7 +79,7 @@ const maxUnused = "10%"
 // Prune implements backup.Engine.
 func (e *Engine) Prune(ctx context.Context, progress func(backup.Progress)) error {
 	tell := told(progress)
-	return e.fail("prune", e.run(ctx, call{
+	return fail("prune", e.run(ctx, call{
 		args:  []string{"prune", "--max-unused", maxUnused}, // has no JSON
 		alone: true,
 		out: func(line []byte) error {
@@ -106,7 +106,7 @@ func pruneStep(line string) (string, bool) {
 // Check implements backup.Engine.
 func (e *Engine) Check(ctx context.Context, depth float64, progress func(backup.Progress)) (backup.Report, error) {
 	report, err := e.check(ctx, depth, told(progress))
-	return report, e.fail("check", err)
+	return report, fail("check", err)
 }
 
 func (e *Engine) check(ctx context.Context, depth float64, progress func(backup.Progress)) (backup.Report, error) {

@@ -23,7 +23,7 @@ const maxPaths = 1000
 // Restore implements backup.Engine. A backup that is incomplete is restored as far as it goes.
 func (e *Engine) Restore(ctx context.Context, id, dir string, paths []string, progress func(backup.Progress)) (backup.Restored, error) {
 	restored, err := e.restore(ctx, id, dir, paths, told(progress))
-	return restored, e.fail(fmt.Sprintf("restore backup %.8s", id), err)
+	return restored, fail(fmt.Sprintf("restore backup %.8s", id), err)
 }
 
 func (e *Engine) restore(ctx context.Context, id, dir string, paths []string, progress func(backup.Progress)) (none backup.Restored, err error) {
