@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -207,12 +206,9 @@ func (h *Host) KillPlugin(ctx context.Context) error {
 	}
 }
 
-// pids lists the processes of the host with the command name.
+// pids lists the processes of the host with the command name. That is not the name of
+// their program's file, which pidof takes too.
 func (h *Host) pids(ctx context.Context, comm string) ([]string, error) {
-	res, err := h.Exec(ctx, "busybox", "pidof", comm)
-	var exit *ExitError
-	if errors.As(err, &exit) && exit.ExitCode == 1 {
-		return nil, nil
-	}
+	res, err := h.Exec(ctx, "sh", "-c", `grep -lsx "$0" /proc/[0-9]*/comm | cut -d / -f 3`, comm)
 	return strings.Fields(res.Stdout), err
 }
