@@ -763,5 +763,5 @@ func (d *Driver) Findings(context.Context) []control.Finding {
 			list = append(list, control.Finding{ID: "volume-root", Status: control.StatusOK, Summary: fmt.Sprintf("volume root %s answers", s)})
 		}
 	}
-	return list
+	return append(list, d.backupFindings()...)
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/fault"
@@ -444,4 +445,45 @@ func (d *Driver) VerifyBackups(ctx context.Context, req control.VerifyRequest, t
 		return out, fmt.Errorf("target %s: %w", req.Target, err)
 	}
 	return control.VerifyReport{Errors: found.Errors, Hint: found.Hint}, nil
+}
+
+// backupFindings are targets that cannot be used, or that are damaged, and volumes whose
+// last backup is not good. It asks no repository.
+func (d *Driver) backupFindings() []control.Finding {
+	if d.backups == nil {
+		return nil
+	}
+	targets, err := d.Targets(context.Background())
+	if err != nil {
+		return []control.Finding{{ID: "backup-target", Status: control.StatusFail, Summary: err.Error()}}
+	}
+	var list []control.Finding
+	for _, t := range targets {
+		if t.Error != "" {
+			list = append(list, control.Finding{ID: "backup-target", Status: control.StatusFail, Summary: t.Error})
+		}
+		for _, care := range []*control.Schedule{t.Prune, t.Check, t.Verify} {
+			if care != nil && care.LastError != "" {
+				list = append(list, control.Finding{ID: "backup-target", Status: control.StatusWarn, Summary: care.LastError})
+			}
+		}
+	}
+	for _, s := range d.all() {
+		for name, v := range d.ledger.seen(s.key) {
+			shown := d.shownBackups(v.Record)
+			if shown == nil || shown.LastError == "" || d.ledger.owner(name) != s.key {
+				continue
+			}
+			good := "it has no good backup of this host"
+			if shown.Good != "" {
+				good = fmt.Sprintf("the last good one is %s of %s", shown.Good, shown.GoodTime.UTC().Format(time.RFC3339))
+			}
+			list = append(list, control.Finding{
+				ID: "backup-failed", Status: control.StatusWarn,
+				Summary: fmt.Sprintf("the last backup of volume %s failed; %s", name, good), Detail: shown.LastError,
+			})
+		}
+	}
+	slices.SortStableFunc(list, func(a, b control.Finding) int { return strings.Compare(a.Summary, b.Summary) })
+	return list
 }

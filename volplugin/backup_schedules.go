@@ -29,10 +29,10 @@ const (
 )
 
 // newBackupRunner makes the backups of volumes with a schedule and looks after targets.
-// One thing at a time: the programs compete for the same disk and the same line.
+// Two things at a time at most, so that a repository which hangs does not hold up all others.
 func (d *Driver) newBackupRunner() *schedule.Runner {
 	return &schedule.Runner{
-		Jobs: d.backupJobs, Do: d.backupDue, Concurrency: 1,
+		Jobs: d.backupJobs, Do: d.backupDue,
 		Store: scheduleStore{d.cfg.DB, backupRunsBucket}, Now: d.cfg.Now, Log: d.cfg.Log,
 	}
 }

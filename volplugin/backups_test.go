@@ -439,6 +439,10 @@ func TestABackupThatIsNotGoodIsTold(t *testing.T) {
 # TYPE berth_volume_backup_failures gauge
 berth_volume_backup_failures{volume="web"} 2
 `), "berth_volume_backup_failures"))
+	findings := k.backupFindings()
+	assert.Equal(t, len(findings), 1)
+	assert.Equal(t, findings[0].ID, "backup-failed")
+	assert.Assert(t, strings.Contains(findings[0].Summary, "the last good one is nas/web@"), "%s", findings[0].Summary)
 	failed := []bool{}
 	for _, e := range k.told {
 		failed = append(failed, e.Failed)
