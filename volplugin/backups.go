@@ -22,6 +22,7 @@ import (
 	"github.com/berth-plugin/berth/shared/notify"
 	"github.com/berth-plugin/berth/shared/state"
 	"github.com/berth-plugin/berth/volplugin/backup"
+	"github.com/berth-plugin/berth/volplugin/engine"
 	"github.com/berth-plugin/berth/volplugin/mount"
 	"github.com/berth-plugin/berth/volplugin/rooted"
 	"github.com/berth-plugin/berth/volplugin/volume"
@@ -406,34 +407,44 @@ func (d *Driver) lockBackup(ctx context.Context, name, id string) (unlock func()
 
 // backUpTo makes the snapshot, unless there is one, and backs it up.
 func (d *Driver) backUpTo(ctx context.Context, s *store, rec volume.Record, job backupJob, target backup.Target, eng backup.Engine, report *reporter) (out madeBackup, err error) {
-	own := job.snapshot == ""
+	kept := job.snapshot != ""
+	err = d.onSnapshot(ctx, s, rec, job.snapshot, report, func(snapshot string) error {
+		job.snapshot = snapshot
+		return s.inRoot(ctx, func() {}, func(ctx context.Context, root *volume.Root) error {
+			done, err := d.backUpSnapshot(ctx, s, root, job, kept, target, eng, report)
+			if err == nil {
+				out = done
+			}
+			return err
+		})
+	})
+	return out, err
+}
+
+// onSnapshot calls fn with a snapshot of a volume, or, if it is "", with one that is
+// made for that and removed afterwards.
+func (d *Driver) onSnapshot(ctx context.Context, s *store, rec volume.Record, snapshot string, report *reporter, fn func(snapshot string) error) error {
+	own := snapshot == ""
 	if own {
-		job.snapshot = "backup-" + d.cfg.Now().UTC().Format(dueName) + "-" + uuid.NewString()[:8]
+		snapshot = "backup-" + d.cfg.Now().UTC().Format(dueName) + "-" + uuid.NewString()[:8]
 	}
-	defer d.backups.using(rec.UUID, job.snapshot)()
+	defer d.backups.using(rec.UUID, snapshot)()
 	if own {
-		o := volume.SnapshotOptions{Name: job.snapshot, Trigger: volume.ForBackup}
+		o := volume.SnapshotOptions{Name: snapshot, Trigger: volume.ForBackup}
 		tell := func(p control.Progress) {
 			p.Step = "taking a snapshot"
 			report.send(p)
 		}
 		if err := d.backupSnapshot(ctx, s, rec, o, tell); err != nil {
-			return out, err
+			return err
 		}
 		defer func() {
-			if errDrop := d.dropBackupSnapshot(context.WithoutCancel(ctx), rec.UUID, job.snapshot); errDrop != nil {
-				d.cfg.Log.WithField("volume", job.volume).WithError(errDrop).Warn("remove the snapshot that was backed up: tried again in the background")
+			if err := d.dropBackupSnapshot(context.WithoutCancel(ctx), rec.UUID, snapshot); err != nil {
+				d.cfg.Log.WithField("volume", rec.Name).WithError(err).Warn("remove the snapshot that was read: tried again in the background")
 			}
 		}()
 	}
-	err = s.inRoot(ctx, func() {}, func(ctx context.Context, root *volume.Root) error {
-		done, err := d.backUpSnapshot(ctx, s, root, job, !own, target, eng, report)
-		if err == nil {
-			out = done
-		}
-		return err
-	})
-	return out, err
+	return fn(snapshot)
 }
 
 // dropBackupSnapshot removes a snapshot of a volume that may have another name now, or
@@ -479,11 +490,7 @@ func (d *Driver) backUpSnapshot(ctx context.Context, s *store, root *volume.Root
 	}
 	defer func() { err = errors.Join(err, st.close()) }()
 	host := s.hostName()
-	text, err := backup.Manifest{
-		Berth: d.backups.Version, Volume: rec.Name, UUID: rec.UUID, Options: rec.Options, Labels: rec.Labels,
-		Engine: rec.Engine, FileSystem: able.FileSystem, Size: rec.Size, Snapshot: snap.Name, SnapshotKept: kept,
-		Time: snap.CreatedAt.UTC(), Consistency: snap.Consistency, Unstable: snap.Unstable, Host: host,
-	}.Encode()
+	text, err := d.backups.manifest(rec, able, snap, kept, host).Encode()
 	if err != nil {
 		return out, err
 	}
@@ -520,6 +527,15 @@ func (d *Driver) backUpSnapshot(ctx context.Context, s *store, root *volume.Root
 	}
 	out.Reference = referenceTo(target.Name, rec.Name, result.ID)
 	return out, nil
+}
+
+// manifest describes a volume, and the snapshot that its data is read from.
+func (b *backups) manifest(rec volume.Record, able engine.Abilities, snap volume.Snapshot, kept bool, host string) backup.Manifest {
+	return backup.Manifest{
+		Berth: b.Version, Volume: rec.Name, UUID: rec.UUID, Options: rec.Options, Labels: rec.Labels,
+		Engine: rec.Engine, FileSystem: able.FileSystem, Size: rec.Size, Snapshot: snap.Name, SnapshotKept: kept,
+		Time: snap.CreatedAt.UTC(), Consistency: snap.Consistency, Unstable: snap.Unstable, Host: host,
+	}
 }
 
 // lastIn finds the newest complete backup of a volume, "" for none.

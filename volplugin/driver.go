@@ -51,6 +51,8 @@ type Driver struct {
 	// after targets.
 	backups    *backups
 	backupRuns *schedule.Runner
+	// imports are the archives that requests have come with.
+	imports *imports
 	// tasks is the context of what is done in the background for requests, running
 	// counts it.
 	tasks    context.Context
@@ -80,7 +82,7 @@ func New(cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load volumes: %w", err)
 	}
-	d := &Driver{cfg: cfg, ledger: ledger, locks: keylock.New(), ops: keylock.New(), holders: newHolders(), stores: map[string]*store{}, working: map[string]*store{}}
+	d := &Driver{cfg: cfg, ledger: ledger, locks: keylock.New(), ops: keylock.New(), holders: newHolders(), stores: map[string]*store{}, working: map[string]*store{}, imports: newImports()}
 	if cfg.MountBase != "" {
 		if d.binder, err = mount.NewBinder(cfg.MountBase); err != nil {
 			return nil, err

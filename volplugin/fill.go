@@ -125,6 +125,8 @@ func sourceOf(rec volume.Record) string {
 		return "the trash"
 	case s.Backup != "":
 		return "backup " + shortReference(s.Backup)
+	case s.Archive:
+		return "an archive"
 	case s.Seed != "":
 		return s.Seed
 	case s.Adopt != "":

@@ -16,6 +16,7 @@ import (
 	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/volplugin/backup"
+	"github.com/berth-plugin/berth/volplugin/backup/convoy"
 	"github.com/berth-plugin/berth/volplugin/engine"
 	"github.com/berth-plugin/berth/volplugin/mount"
 	"github.com/berth-plugin/berth/volplugin/options"
@@ -27,6 +28,12 @@ import (
 // what is wrong with the backup: a volume waits for the first, and is broken by the
 // second.
 func (d *Driver) restoreInto(ctx context.Context, rec volume.Record, dst *rooted.Dir, progress func(engine.Progress)) error {
+	switch {
+	case rec.Source.Archive:
+		return d.importInto(ctx, rec, dst, progress)
+	case convoy.IsURL(rec.Source.Backup):
+		return d.convoyInto(ctx, rec, dst, progress)
+	}
 	ref, eng, found, err := d.resolve(ctx, rec.Source.Backup)
 	if err != nil {
 		return restoreError(err)

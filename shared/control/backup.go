@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"context"
+	"io"
 	"net/http"
 	"strings"
 	"time"
@@ -242,6 +243,14 @@ type BackupAdmin interface {
 	// RestoreBackup returns when the volume is whole. It is a conflict when the name is
 	// taken, or, in place, while the volume is mounted anywhere.
 	RestoreBackup(context.Context, RestoreRequest, func(Progress)) (Restore, error)
+	// ExportVolume writes a volume as an archive. It is whole only when there is no
+	// error; files may be missing in it then too.
+	ExportVolume(context.Context, ExportRequest, io.Writer, func(Progress)) (Export, error)
+	// ImportVolume makes a volume of an archive, and returns when it is whole. What is
+	// not made of a whole archive is removed. A Read ends when the context does.
+	ImportVolume(context.Context, ImportRequest, io.Reader, func(Progress)) (Import, error)
+	// ImportConvoy makes a volume of a backup of convoy's, and returns when it is whole.
+	ImportConvoy(context.Context, ConvoyRequest, func(Progress)) (Import, error)
 }
 
 func (s *Server) routeBackups(get func(string, func(context.Context, VolumeAdmin, *http.Request) (any, error))) {
@@ -256,6 +265,7 @@ func (s *Server) routeBackups(get func(string, func(context.Context, VolumeAdmin
 	long(s, pathPruneBackups, VolumeAdmin.PruneBackups)
 	long(s, pathVerify, VolumeAdmin.VerifyBackups)
 	long(s, pathRestoreBackup, VolumeAdmin.RestoreBackup)
+	s.routeArchives()
 }
 
 // wantText checks a text of users that is not a name.

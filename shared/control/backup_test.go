@@ -58,6 +58,10 @@ func (s *shelf) RestoreBackup(ctx context.Context, req RestoreRequest, progress 
 	return s.restored(), s.long(ctx, req, progress)
 }
 
+func (s *shelf) ImportConvoy(ctx context.Context, req ConvoyRequest, progress func(Progress)) (Import, error) {
+	return s.imported(), s.long(ctx, req, progress)
+}
+
 func failed() map[string]string { return map[string]string{"nas": "no answer"} }
 
 func (s *shelf) report() TargetReport {
@@ -108,6 +112,9 @@ var backupCalls = []call{
 	backupCall(pathRestoreBackup, RestoreRequest{
 		Reference: "nas/db@latest", Name: "new", InPlace: true, Paths: []string{"etc"}, Options: map[string]string{"size": "1G"},
 	}, (*Client).RestoreBackup, (*shelf).restored),
+	backupCall(pathConvoy, ConvoyRequest{
+		Name: "new", Directory: "/backup", Volume: "db", Backup: "backup-1", Options: map[string]string{"size": "1G"},
+	}, (*Client).ImportConvoy, (*shelf).imported),
 }
 
 func TestTargetsArriveWhole(t *testing.T) {
@@ -147,6 +154,17 @@ func TestBackupRequestsAreChecked(t *testing.T) {
 		{pathVerify, `{"Target":"a/b"}`, "Target"},
 		{pathRestoreBackup, `{"Name":"a"}`, "Reference"},
 		{pathRestoreBackup, `{"Reference":"a/b"}`, "Name is empty"},
+		{pathExport, `{}`, "Volume is empty"},
+		{pathExport, `{"Volume":"a","Snapshot":"b/c"}`, "Snapshot"},
+		{pathExport, `{"Volume":"a","Compress":"xz"}`, `Compress "xz": want zstd or none`},
+		{pathConvoy, `{"Directory":"/a"}`, "Name is empty"},
+		{pathConvoy, `{"Name":"a"}`, "Directory"},
+		{pathConvoy, `{"Name":"a","Directory":"b"}`, "want an absolute path"},
+		{pathConvoy, `{"Name":"a","Directory":"/b","Volume":"c/d"}`, "Volume"},
+		{pathConvoy, `{"Name":"a","Directory":"/b","Backup":"c/d"}`, "Backup"},
+		{pathImport, "an archive", "want a JSON object"},
+		{pathImport + "?request={}", "an archive", "Name is empty"},
+		{pathImport + `?request={"Name":"a","Strip":-1}`, "an archive", "Strip -1: want 0 or more"},
 	} {
 		assertRefused(t, server, c.path, c.body, c.want)
 	}
@@ -168,6 +186,8 @@ func TestBackupChangesAreTold(t *testing.T) {
 		{pathUnbackup, RemoveBackupsRequest{References: []string{"nas/db@01234567", "nas/db@89abcdef"}}, "backups removed by an operator", "nas/db@01234567 nas/db@89abcdef"},
 		{pathPruneBackups, PruneBackupsRequest{Volume: "db"}, "backups pruned by an operator", "db"},
 		{pathRestoreBackup, RestoreRequest{Reference: "nas/db@latest", Name: "new"}, "volume restored from nas/db@latest by an operator", "new"},
+		{pathExport, ExportRequest{Volume: "db"}, "volume exported by an operator", "db"},
+		{pathConvoy, ConvoyRequest{Name: "new", Directory: "/backup"}, "volume imported from convoy's backups in /backup by an operator", "new"},
 		{pathPruneBackups, PruneBackupsRequest{Volume: "db", DryRun: true}, "", ""},
 		{pathTestTarget, TargetRef{Name: "nas"}, "", ""},
 		{pathBackups, BackupsRequest{}, "", ""},

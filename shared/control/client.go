@@ -178,7 +178,11 @@ func (c *Client) send(ctx context.Context, method, path string, body io.Reader) 
 	if err != nil {
 		return nil, fmt.Errorf("request %s: %w", path, err)
 	}
-	if body != nil {
+	switch body.(type) {
+	case nil:
+	case *upload:
+		req.Header.Set("Content-Type", "application/octet-stream")
+	default:
 		req.Header.Set("Content-Type", "application/json")
 	}
 	return c.http.Do(req)

@@ -41,12 +41,17 @@
 //	POST   /Berth/v1/backups/prune            PruneBackupsRequest, PruneBackupsReport *
 //	POST   /Berth/v1/backups/verify           VerifyRequest, VerifyReport *
 //	POST   /Berth/v1/backups/restore          RestoreRequest, Restore *
+//	POST   /Berth/v1/backups/export           ExportRequest, Export * and an archive
+//	POST   /Berth/v1/backups/import?request=  ImportRequest and an archive, Import *
+//	POST   /Berth/v1/backups/convoy           ConvoyRequest, Import *
 //	GET    /Berth/v1/doctor                   []Finding
 //	GET    /Berth/v1/metrics                  Prometheus' text format
 //
 // Calls with a * may take long. One that does answers in lines of JSON: any number of
 // {"Progress":{…}}, at least one in five seconds, and at last {"Result":…} or
 // {"Err":…,"Kind":…}, the status being 200 in either case. To hang up is to undo it.
+// The parts of an archive come between lines, after a line {"Data":N} that says how many
+// bytes they have. The archive for an import is the body, and the request in the query.
 //
 // The version in the path changes when an older client would misread an answer. A
 // new field or path changes nothing: both sides pass over fields they do not know.
@@ -105,4 +110,7 @@ const (
 	pathPruneBackups  = "backups/prune"
 	pathVerify        = "backups/verify"
 	pathRestoreBackup = "backups/restore"
+	pathExport        = "backups/export"
+	pathImport        = "backups/import"
+	pathConvoy        = "backups/convoy"
 )

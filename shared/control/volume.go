@@ -97,8 +97,10 @@ type VolumeSource struct {
 	Snapshot string `json:",omitempty"`
 	// Path of a seed or of what was adopted, as it was given.
 	Path string `json:",omitempty"`
-	// Backup is the reference of what was restored.
+	// Backup is the reference of what was restored, or the URL of a backup of convoy's.
 	Backup string `json:",omitempty"`
+	// Archive says that it was imported from an archive.
+	Archive bool `json:",omitempty"`
 }
 
 // A VolumeUser is a host that has a volume mounted.

@@ -112,6 +112,17 @@ func (c *Client) PurgeTrash(ctx context.Context, req PurgeTrashRequest, progress
 
 // follow sends a request whose answer may come in lines.
 func (c *Client) follow(ctx context.Context, path string, request, answer any, progress func(Progress)) error {
+	text, err := json.Marshal(request)
+	if err != nil {
+		return fmt.Errorf("encode %T: %w", request, err)
+	}
+	return c.listen(ctx, path, bytes.NewReader(text), answer, nil, progress)
+}
+
+// listen sends a body and reads the answer, which may come in lines. What is no line in
+// it goes to data; an answer must not have such unless data is there, and must have
+// lines then.
+func (c *Client) listen(ctx context.Context, path string, body io.Reader, answer any, data io.Writer, progress func(Progress)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watch := time.AfterFunc(c.silence, func() { cancel(errSilent) })
@@ -122,31 +133,45 @@ func (c *Client) follow(ctx context.Context, path string, request, answer any, p
 		}
 		return c.unreachable(err)
 	}
-	text, err := json.Marshal(request)
-	if err != nil {
-		return fmt.Errorf("encode %T: %w", request, err)
-	}
-	resp, err := c.send(ctx, http.MethodPost, path, bytes.NewReader(text))
+	resp, err := c.send(ctx, http.MethodPost, path, body)
 	if err != nil {
 		return failed(err)
 	}
 	defer resp.Body.Close()
 	if resp.Header.Get("Content-Type") != streamType {
 		text, err := c.read(resp, path)
+		if err == nil && data != nil {
+			err = fault.Unavailable("%s: not an answer of Berth", c.socket)
+		}
 		if err != nil {
 			return err
 		}
 		return c.decode(text, answer)
 	}
+	parts := &parts{}
 	scanner := bufio.NewScanner(resp.Body)
-	scanner.Buffer(nil, maxAnswer)
+	scanner.Buffer(make([]byte, bufferSize), maxAnswer)
+	scanner.Split(parts.split)
 	for scanner.Scan() {
+		if parts.data {
+			// Nobody is silent while who wants the data does not take it.
+			watch.Stop()
+			if _, err := data.Write(scanner.Bytes()); err != nil {
+				return err
+			}
+			watch.Reset(c.silence)
+			continue
+		}
 		watch.Reset(c.silence)
 		var l line
 		if err := c.decode(scanner.Bytes(), &l); err != nil {
 			return err
 		}
 		switch {
+		case l.Data < 0 || l.Data > 0 && data == nil:
+			return fault.Unavailable("%s: not an answer of Berth", c.socket)
+		case l.Data > 0:
+			parts.left = l.Data
 		case l.Kind != "":
 			return ofKind(errorBody{Err: l.Err, Kind: l.Kind})
 		case l.Result != nil:
@@ -159,4 +184,27 @@ func (c *Client) follow(ctx context.Context, path string, request, answer any, p
 		return failed(err)
 	}
 	return failed(io.ErrUnexpectedEOF)
+}
+
+// parts split an answer into lines and what comes between them.
+type parts struct {
+	// left is how many bytes come before the next line.
+	left int
+	// data says that the last part was no line.
+	data bool
+}
+
+// split is a bufio.SplitFunc.
+func (p *parts) split(text []byte, atEOF bool) (advance int, part []byte, err error) {
+	if p.left == 0 {
+		p.data = false
+		return bufio.ScanLines(text, atEOF)
+	}
+	n := min(p.left, len(text))
+	if n == 0 {
+		return 0, nil, nil
+	}
+	p.data = true
+	p.left -= n
+	return n, text[:n], nil
 }

@@ -27,6 +27,8 @@ type shelf struct {
 	target   Target
 	backup   Backup
 	got      []any
+	// archive is what an export writes, and what an import has read.
+	archive []byte
 	// work is what calls do that take long; nil is nothing.
 	work func(context.Context, func(Progress)) error
 	// fail is what the others answer.
@@ -125,7 +127,7 @@ func fullShelf() *shelf {
 			Name: "db", UUID: "u1", State: VolumeRestoring, Error: "x", Progress: &Progress{Step: "copying", Files: 1, TotalFiles: 2, Bytes: 3, TotalBytes: 4},
 			Engine: "btrfs", FileSystem: "btrfs", Root: "ssd", RootPath: "/data/ssd", Created: at(50), Mountpoint: "/mnt/db", Mounted: true,
 			Size: 10 << 30, Used: 5, UsedAt: at(55), OnRemove: "trash", TrashKeep: time.Hour, Protect: true, ReadOnly: true, Exclusive: true, Adopted: true,
-			Labels: map[string]string{"a": "b"}, Options: map[string]string{"size": "10G"}, Source: &VolumeSource{Volume: "v", Snapshot: "s", Path: "p", Backup: "b"},
+			Labels: map[string]string{"a": "b"}, Options: map[string]string{"size": "10G"}, Source: &VolumeSource{Volume: "v", Snapshot: "s", Path: "p", Backup: "b", Archive: true},
 			Users: []VolumeUser{{Host: "h1", Here: true, Mounts: 2, Seen: at(70)}}, SnapshotCount: 1, Snapshots: []Snapshot{snapshot},
 			Schedule: &Schedule{Spec: "@hourly", Keep: "24h", Last: at(80), Next: at(90), LastError: "y"},
 			Backup: &VolumeBackup{

@@ -84,6 +84,9 @@ type Spec struct {
 	// BackupPaths limit what is restored, as backup.Engine's Restore takes them; no
 	// option sets them.
 	BackupPaths []string
+	// FromArchive says that the volume is made from an archive that somebody sends; no
+	// option sets it. It is never set together with From, Seed or FromBackup.
+	FromArchive bool
 	// Exclusive lets one host at a time have the volume. Whether false was asked for,
 	// which some engines cannot do, is in Given.
 	Exclusive bool

@@ -106,7 +106,8 @@ func (r *Root) beginFill(ctx context.Context, rec Record, source *Source) (Recor
 // CreateFill makes the data of a volume that is restoring and makes it ready. One that
 // was interrupted starts over. When ctx ends, or the storage is away, the volume stays
 // restoring; when its data can never be made it is broken, for the reason that the
-// error tells. It never becomes an empty volume. A volume that is ready is no error.
+// error tells: that of an archive is sent once, and not again after an interruption. It
+// never becomes an empty volume. A volume that is ready is no error.
 func (r *Root) CreateFill(ctx context.Context, name string, progress func(engine.Progress)) (Record, error) {
 	rec, err := r.Record(name)
 	switch {
@@ -371,7 +372,7 @@ func (r *Root) fillByCopy(ctx context.Context, eng engine.Engine, p engine.Place
 			return r.fillByClone(ctx, eng, p, from, rec, first, progress)
 		}
 	}
-	if rec.Source.Backup != "" {
+	if rec.Source.Backup != "" || rec.Source.Archive {
 		return r.fillInto(ctx, eng, p, rec, first, func(dst *rooted.Dir) error {
 			if r.Restore == nil {
 				return fault.Unavailable("this Berth keeps no backups")

@@ -129,7 +129,7 @@ type Record struct {
 }
 
 // A Source is where a volume's data came from: another volume or its snapshot, a
-// directory, a backup, or the trash.
+// directory, a backup, an archive, or the trash.
 type Source struct {
 	Volume   string `json:"volume,omitempty"`
 	UUID     string `json:"uuid,omitempty"`
@@ -140,8 +140,11 @@ type Source struct {
 	// or copied if Copy is set.
 	Adopt string `json:"adopt,omitempty"`
 	Copy  bool   `json:"copy,omitempty"`
-	// Backup is the reference of a backup, as backup.ParseReference reads it.
+	// Backup is the reference of a backup, as backup.ParseReference reads it, or the URL
+	// of one of convoy's, as convoy.ParseURL does.
 	Backup string `json:"backup,omitempty"`
+	// Archive: it was imported from an archive that somebody sent, once.
+	Archive bool `json:"archive,omitempty"`
 	// Paths below the data limit what is restored; none are all.
 	Paths []string `json:"paths,omitempty"`
 	// Kept is set while a backup is restored in the place of a volume's data: it is the
@@ -389,6 +392,9 @@ func (s Source) check() error {
 		if err := CheckName(s.Volume); err != nil {
 			return err
 		}
+	}
+	if s.Archive && (s.Backup != "" || s.Kept != "" || s.Volume != "" || s.Seed != "" || s.Adopt != "" || s.Trash) {
+		return errors.New("source is an archive and something else")
 	}
 	if s.UUID != "" && !isUUID(s.UUID) {
 		return fmt.Errorf("source uuid %.40q", s.UUID)

@@ -61,8 +61,8 @@ type Location struct {
 	// BackedUp tells whether a snapshot of this host that was made ForBackup is being
 	// backed up now; nil says that none is.
 	BackedUp func(Snapshot) bool
-	// Restore writes the backup that rec is made from into dst, an empty directory that
-	// nobody else knows, with its owner and mode. The error is unavailable when it may
+	// Restore writes the backup, or the archive, that rec is made from into dst, an empty
+	// directory that nobody else knows, with its owner and mode. The error is unavailable when it may
 	// succeed later, and ErrGone when it never will. nil restores none.
 	Restore func(ctx context.Context, rec Record, dst *rooted.Dir, progress func(engine.Progress)) error
 	// Forget, unless nil, deletes what hosts keep of an exclusive volume outside of its

@@ -29,6 +29,11 @@ func gone(format string, args ...any) error {
 // is one.
 func (r *Root) sourceOf(spec options.Spec) (*Source, *Record, error) {
 	switch {
+	case spec.FromArchive:
+		if r.Restore == nil {
+			return nil, nil, fault.Unavailable("this Berth imports no archives")
+		}
+		return &Source{Archive: true}, nil, nil
 	case spec.FromBackup != "":
 		if r.Restore == nil {
 			return nil, nil, fault.Unavailable("option from-backup=%s: this Berth keeps no backups", spec.FromBackup)

@@ -39,7 +39,7 @@ func (a *app) backupCommand() *cobra.Command {
 	}
 	cmd.AddCommand(
 		a.backupCreateCommand(), a.backupListCommand(), a.backupInspectCommand(), a.backupRemoveCommand(), a.backupPruneCommand(),
-		a.backupVerifyCommand(), a.backupRestoreCommand(),
+		a.backupVerifyCommand(), a.backupRestoreCommand(), a.backupExportCommand(), a.backupImportCommand(),
 	)
 	return cmd
 }

@@ -23,7 +23,7 @@ const barWidth = 30
 // time is drawn.
 func (a *app) progress(what string) (show func(control.Progress), end func()) {
 	out := a.Docker.Err()
-	if terminal, ok := out.(interface{ IsTerminal() bool }); !ok || !terminal.IsTerminal() {
+	if !isTerminal(out) {
 		return nil, func() {}
 	}
 	var bar *progressbar.ProgressBar

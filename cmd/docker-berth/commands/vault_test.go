@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +21,8 @@ type vault struct {
 	// missing is what the next backup cannot read.
 	missing []string
 	verify  control.VerifyReport
+	// imported is what comes of an archive, but for the volume's name.
+	imported control.Import
 }
 
 func backupID(digit string) string { return strings.Repeat(digit, 64) }
@@ -164,3 +167,36 @@ func (s *shelf) RestoreBackup(_ context.Context, req control.RestoreRequest, _ f
 	}
 	return done, s.do(req)
 }
+
+func (s *shelf) ExportVolume(_ context.Context, req control.ExportRequest, w io.Writer, _ func(control.Progress)) (control.Export, error) {
+	if _, err := s.find(req.Volume); err != nil {
+		return control.Export{}, err
+	}
+	done := control.Export{Volume: req.Volume, Files: 2, Bytes: 3, Missing: s.vault.missing, MissingCount: uint64(len(s.vault.missing))}
+	if _, err := io.WriteString(w, archiveText); err != nil {
+		return control.Export{}, err
+	}
+	return done, s.do(req)
+}
+
+func (s *shelf) ImportVolume(_ context.Context, req control.ImportRequest, archive io.Reader, _ func(control.Progress)) (control.Import, error) {
+	text, err := io.ReadAll(archive)
+	if err != nil {
+		return control.Import{}, err
+	}
+	if string(text) != archiveText {
+		return control.Import{}, fault.Invalid("the archive is damaged")
+	}
+	done := s.vault.imported
+	done.Volume.Name = req.Name
+	return done, s.do(req)
+}
+
+func (s *shelf) ImportConvoy(_ context.Context, req control.ConvoyRequest, _ func(control.Progress)) (control.Import, error) {
+	done := s.vault.imported
+	done.Volume.Name = req.Name
+	return done, s.do(req)
+}
+
+// archiveText is the archive that a shelf exports, and takes.
+const archiveText = "an archive"

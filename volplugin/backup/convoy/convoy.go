@@ -26,6 +26,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -65,6 +66,18 @@ type Reference struct {
 	// Volume and Backup are names, both "" for the whole store.
 	Volume, Backup string
 }
+
+// String is the URL that ParseURL reads, as convoy writes it.
+func (r Reference) String() string {
+	text := driver + "://" + (&url.URL{Path: r.Dir}).EscapedPath()
+	if r.Volume != "" {
+		text += "?" + url.Values{"backup": {r.Backup}, "volume": {r.Volume}}.Encode()
+	}
+	return text
+}
+
+// IsURL tells a URL of convoy's from other words.
+func IsURL(text string) bool { return strings.HasPrefix(text, driver+":") }
 
 // ParseURL reads vfs:///DIR?backup=NAME&volume=NAME, as convoy shows it, or without the
 // names. The error is invalid.

@@ -55,7 +55,8 @@ type Extracted struct {
 	// Manifest is the text of the one in the archive, nil for none. Nobody vouches for it.
 	Manifest []byte
 	// Files counts names of regular files, Dirs directories, Bytes the size of the files.
-	Files, Dirs, Bytes uint64
+	// Others counts what is neither.
+	Files, Dirs, Bytes, Others uint64
 	// Lost counts extended attributes that the target could not store.
 	Lost     uint64
 	LostSome []string
@@ -181,11 +182,16 @@ const maxTrailing = 16 << 20
 
 // each calls do for the entries of an archive, which is read to its end.
 func (x *extractor) each(r io.Reader, do func(h *tar.Header, content io.Reader) error) error {
-	r = &reader{ctx: x.ctx, r: r}
+	whole := &reader{ctx: x.ctx, r: r}
+	r = whole
 	archive := tar.NewReader(r)
 	for {
 		h, err := archive.Next()
 		if errors.Is(err, io.EOF) {
+			if whole.ended {
+				// It was cut off between two entries: there are two empty blocks at the end.
+				return x.unreadable(io.ErrUnexpectedEOF)
+			}
 			break
 		}
 		if err != nil {
@@ -349,6 +355,7 @@ func (x *extractor) make(h *tar.Header, path string, content io.Reader) error {
 			return nil
 		}
 		err = x.node(path, f)
+		x.Others++
 	}
 	if lost := f.lost; len(lost) > 0 {
 		x.Lost += uint64(len(lost))
@@ -424,6 +431,8 @@ func (s *source) Read(buf []byte) (int, error) {
 type reader struct {
 	ctx context.Context //nolint:containedctx // of one call of Extract
 	r   io.Reader
+	// ended: nothing more came.
+	ended bool
 }
 
 // Read implements io.Reader.
@@ -431,7 +440,9 @@ func (r *reader) Read(buf []byte) (int, error) {
 	if err := r.ctx.Err(); err != nil {
 		return 0, err
 	}
-	return r.r.Read(buf)
+	n, err := r.r.Read(buf)
+	r.ended = r.ended || n == 0 && errors.Is(err, io.EOF)
+	return n, err
 }
 
 // ReadManifest reads the manifest that an archive of a volume begins with, and nothing
