@@ -289,6 +289,8 @@ func runPlugin(ctx context.Context, s *scenario, h *lab.Host, args []string) (la
 		return lab.Result{}, errors.New("plugin: want kill, or install, enable, disable, restart and a name")
 	case args[0] == "install":
 		return lab.Result{}, h.InstallPlugin(ctx, s.mode, args[1], args[2:]...)
+	case len(args) > 2:
+		return lab.Result{}, fmt.Errorf("plugin %s: settings go with install only, or with docker plugin set", args[0])
 	case args[0] == "restart":
 		if res, err := switchPlugin(ctx, s.mode, h, "disable", args[1]); err != nil {
 			return res, err

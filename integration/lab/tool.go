@@ -83,9 +83,11 @@ func linkTools(ctx context.Context, root, build string) error {
 	if cli := filepath.Join(build, "bin", "docker-berth"); fileExists(cli) {
 		links[filepath.Join(cliPluginDir, "docker-berth")] = cli
 	}
-	// What a user has who restores without Berth.
-	if restic := filepath.Join(build, "bin", "restic"); fileExists(restic) {
-		links[filepath.Join(toolDir, "restic")] = restic
+	// What a user has who restores without Berth, and a place for repositories.
+	for _, name := range []string{"restic", "rest-server"} {
+		if program := filepath.Join(build, "bin", name); fileExists(program) {
+			links[filepath.Join(toolDir, name)] = program
+		}
 	}
 	for name, target := range links {
 		path := filepath.Join(root, name)

@@ -38,12 +38,17 @@ type Config struct {
 	Processors int
 	// LockWait is how long a call waits for a repository that is locked; 0 is a minute.
 	LockWait time.Duration
+	// ListWait is for how long List asks a repository again that does not answer; 0 is
+	// twenty seconds. Somebody may wait for a list, where restic goes on for a quarter of
+	// an hour.
+	ListWait time.Duration
 	// Log is told what is removed and retried.
 	Log *logrus.Entry
 }
 
 const (
 	defaultLockWait = time.Minute
+	defaultListWait = 20 * time.Second
 	// grace is how long an interrupted restic may take to remove its lock.
 	grace = 15 * time.Second
 )
@@ -74,6 +79,9 @@ func New(c Config) (*Engine, error) {
 	}
 	if c.LockWait == 0 {
 		c.LockWait = defaultLockWait
+	}
+	if c.ListWait == 0 {
+		c.ListWait = defaultListWait
 	}
 	if c.Binary == "" {
 		path, err := Find()

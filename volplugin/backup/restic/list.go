@@ -8,7 +8,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/volplugin/backup"
 	"github.com/berth-plugin/berth/volplugin/tree"
 )
@@ -65,7 +67,7 @@ func (e *Engine) List(ctx context.Context, filter backup.Filter) ([]backup.Backu
 	if filter.Volume != "" {
 		tags += "," + tagVolume + filter.Volume
 	}
-	snapshots, err := e.snapshots(ctx, "--tag", tags)
+	snapshots, err := e.snapshots(ctx, e.impatient(e.notice), "--tag", tags)
 	if err != nil {
 		return nil, fail("list", err)
 	}
@@ -82,8 +84,20 @@ func (e *Engine) List(ctx context.Context, filter backup.Filter) ([]backup.Backu
 	return list, nil
 }
 
+// impatient gives up what restic has tried for ListWait; other lines go to next.
+func (e *Engine) impatient(next func(line []byte) error) func(line []byte) error {
+	begin := time.Now()
+	return func(line []byte) error {
+		if bytes.Contains(line, []byte(" returned error, retrying after ")) && time.Since(begin) > e.ListWait {
+			return fault.Unavailable("%.600s", e.redact.Replace(string(line)))
+		}
+		return next(line)
+	}
+}
+
 // snapshots lists those that the arguments choose: options, or one ID. An unknown ID gives none.
-func (e *Engine) snapshots(ctx context.Context, args ...string) ([]snapshot, error) {
+// What restic says beside that goes to said, whose error ends it.
+func (e *Engine) snapshots(ctx context.Context, said func(line []byte) error, args ...string) ([]snapshot, error) {
 	var list []snapshot
 	out := func(text []byte) (err error) {
 		list, err = readSnapshots(text)
@@ -95,7 +109,7 @@ func (e *Engine) snapshots(ctx context.Context, args ...string) ([]snapshot, err
 		args:  append([]string{"--no-lock", "--json", "snapshots"}, args...),
 		whole: maxList,
 		out:   func(text []byte) error { written = true; return out(text) },
-		err:   e.notice,
+		err:   said,
 	})
 	if err == nil && !written {
 		err = fmt.Errorf("restic wrote no list of snapshots")
@@ -120,7 +134,7 @@ func (e *Engine) find(ctx context.Context, id string) (backup.Backup, error) {
 	if !fullID.MatchString(id) {
 		return backup.Backup{}, fmt.Errorf("%w: %.80q is not the ID of one", backup.ErrNoBackup, id)
 	}
-	snapshots, err := e.snapshots(ctx, id)
+	snapshots, err := e.snapshots(ctx, e.notice, id)
 	if err != nil {
 		return backup.Backup{}, err
 	}

@@ -62,7 +62,7 @@ func (e *Engine) forget(ctx context.Context, ids []string) error {
 	if err != nil {
 		return err
 	}
-	left, err := e.snapshots(ctx, ids...)
+	left, err := e.snapshots(ctx, e.notice, ids...)
 	if err != nil {
 		return err
 	}

@@ -1,10 +1,13 @@
 package restic_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
+	"github.com/containerd/errdefs"
 	"gotest.tools/v3/assert"
 
 	"github.com/berth-plugin/berth/volplugin/backup"
@@ -39,6 +42,20 @@ func TestOnAServer(t *testing.T) {
 	assert.ErrorIs(t, err, backup.ErrPassword)
 	_, err = engine(t, config(t, server.URL+"gone/")).List(t.Context(), backup.Filter{})
 	assert.ErrorIs(t, err, backup.ErrNoRepository)
+}
+
+func TestAListDoesNotWaitForAServerThatIsGone(t *testing.T) {
+	t.Parallel()
+	server := restictest.Serve(t, t.TempDir())
+	server.Kill()
+	c := config(t, server.URL+"hosts/")
+	c.ListWait = time.Second
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	_, err := engine(t, c).List(ctx, backup.Filter{})
+	assert.ErrorContains(t, err, "connection refused")
+	assert.NilError(t, ctx.Err())
+	assert.Assert(t, errdefs.IsUnavailable(err), "%v", err)
 }
 
 func TestAServerThatDiesComesBack(t *testing.T) {
