@@ -185,6 +185,27 @@ func TestABackupMakesTheSameVolumeOnAnotherHost(t *testing.T) {
 	assert.Equal(t, shown.Manifest["berth"], "test")
 }
 
+func TestLatestOfAnotherHostDoesNotReplaceAVolume(t *testing.T) {
+	repository := filepath.Join(t.TempDir(), "repository")
+	k, other := newKeeper(t, repository), newKeeper(t, repository)
+	k.target()
+	other.target()
+	for i, h := range []*keeper{k, other} {
+		h.pass(time.Duration(i) * time.Minute)
+		assert.NilError(t, h.create("web"))
+		h.put("web", "f", []string{"first", "other"}[i])
+	}
+	k.backup("web")
+	theirs := other.backup("web")
+	_, err := k.RestoreBackup(t.Context(), control.RestoreRequest{Reference: "nas/web", Name: "web", InPlace: true}, quiet)
+	assert.ErrorContains(t, err, "is of another volume called web")
+	assert.ErrorContains(t, err, theirs.Reference)
+	assert.Equal(t, k.content("web", "f"), "first")
+	_, err = k.RestoreBackup(t.Context(), control.RestoreRequest{Reference: theirs.Reference, Name: "web", InPlace: true}, quiet)
+	assert.NilError(t, err)
+	assert.Equal(t, k.content("web", "f"), "other")
+}
+
 func TestABackupThatIsNotThereMakesNoVolume(t *testing.T) {
 	k := newKeeper(t, filepath.Join(t.TempDir(), "repository"))
 	for reference, want := range map[string]string{

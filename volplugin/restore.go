@@ -154,6 +154,11 @@ func (d *Driver) RestoreBackup(ctx context.Context, req control.RestoreRequest, 
 	if err != nil {
 		return out, fmt.Errorf("backup %s: %w", ref, err)
 	}
+	if req.InPlace && !ref.ByID() {
+		if err := d.sameVolume(req.Name, ref, found); err != nil {
+			return out, err
+		}
+	}
 	ref.Pick = found.ID
 	out.Backup = shownBackup(ref.Target, found)
 	if req.InPlace {
@@ -174,6 +179,17 @@ func (d *Driver) RestoreBackup(ctx context.Context, req control.RestoreRequest, 
 		return rec, err
 	})
 	return out, err
+}
+
+// sameVolume refuses what "latest" or a time has picked for a volume if it is the backup
+// of another one: hosts that share a repository may each have a volume of the name.
+func (d *Driver) sameVolume(name string, ref backup.Reference, found backup.Backup) error {
+	rec := d.ledger.view(d.mountedIn(name).key, name).Record
+	if rec.UUID == "" || rec.UUID == found.UUID {
+		return nil
+	}
+	return fault.Conflict("backup %s is of another volume called %s, made on host %s: if it is meant all the same, name it by its ID, %s",
+		ref, found.Volume, found.Host, referenceTo(ref.Target, found.Volume, found.ID))
 }
 
 // restoreInPlace puts a backup in the place of a volume's data. When that does not

@@ -109,7 +109,7 @@ func (r Reference) Select(list []Backup) (Backup, error) {
 	}
 	switch len(found) {
 	case 0:
-		return Backup{}, fault.NotFound("target %s has no backup %s@%s: %w", r.Target, r.Volume, r.Pick, ErrNoBackup)
+		return Backup{}, fault.NotFound("%w: %s", ErrNoBackup, r)
 	case 1:
 		return found[0], nil
 	}
