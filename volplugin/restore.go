@@ -154,7 +154,7 @@ func (d *Driver) RestoreBackup(ctx context.Context, req control.RestoreRequest, 
 	if err != nil {
 		return out, fmt.Errorf("backup %s: %w", ref, err)
 	}
-	if req.InPlace && !ref.ByID() {
+	if req.InPlace && req.Name == ref.Volume && !ref.ByID() {
 		if err := d.sameVolume(req.Name, ref, found); err != nil {
 			return out, err
 		}
