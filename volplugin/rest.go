@@ -79,6 +79,7 @@ func (d *Driver) quiesce(ctx context.Context, name string) (Rest, error) {
 func (d *Driver) endRest(ctx context.Context, name string, rest Rest) {
 	err := rest.End(ctx)
 	e := notify.Event{Key: "rest " + name, Title: fmt.Sprintf("What uses volume %s goes on after the snapshot of its backup", name)}
+	e.Minor = true
 	if err != nil {
 		d.cfg.Log.WithField("volume", name).WithError(err).Error("after the snapshot of a backup")
 		e.Failed, e.Title, e.Text = true, fmt.Sprintf("After the snapshot of volume %s for its backup", name), err.Error()
