@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -54,6 +55,7 @@ func TestExportArrivesWhole(t *testing.T) {
 	req := ExportRequest{Volume: "db", Snapshot: "s1", Compress: CompressNone}
 	for _, inLines := range []bool{false, true} {
 		told := make(chan struct{})
+		var once sync.Once
 		if service.got, service.work = nil, nil; inLines {
 			service.work = func(_ context.Context, progress func(Progress)) error {
 				progress(Progress{Step: "reading", Files: 1})
@@ -63,9 +65,8 @@ func TestExportArrivesWhole(t *testing.T) {
 		}
 		var got bytes.Buffer
 		done, err := client.ExportVolume(t.Context(), req, &got, func(p Progress) {
-			if p.Files == 1 && told != nil {
-				close(told)
-				told = nil
+			if p.Files == 1 {
+				once.Do(func() { close(told) })
 			}
 		})
 		assert.NilError(t, err)
@@ -151,6 +152,7 @@ func TestImportArrivesWhole(t *testing.T) {
 	req := ImportRequest{Name: "new ü", Strip: 2, Options: map[string]string{"label.a": "b&c=\n"}}
 	for _, inLines := range []bool{false, true} {
 		told := make(chan struct{})
+		var once sync.Once
 		if service.got, service.work = nil, nil; inLines {
 			service.work = func(_ context.Context, progress func(Progress)) error {
 				progress(Progress{Files: 1})
@@ -159,9 +161,8 @@ func TestImportArrivesWhole(t *testing.T) {
 			}
 		}
 		done, err := client.ImportVolume(t.Context(), req, bytes.NewReader(large()), func(p Progress) {
-			if p.Files == 1 && told != nil {
-				close(told)
-				told = nil
+			if p.Files == 1 {
+				once.Do(func() { close(told) })
 			}
 		})
 		assert.NilError(t, err)
@@ -190,6 +191,7 @@ func TestImportThatIsRefused(t *testing.T) {
 // A cut archive is never taken for a whole one.
 func TestImportThatIsCutOff(t *testing.T) {
 	service, server, client := serveVolumes(t)
+	service.work = func(context.Context, func(Progress)) error { return nil }
 	broken := errors.New("no tape")
 	_, err := client.ImportVolume(t.Context(), ImportRequest{Name: "new"}, io.MultiReader(bytes.NewReader(large()), iotest.ErrReader(broken)), nil)
 	assert.ErrorIs(t, err, broken)
@@ -197,7 +199,7 @@ func TestImportThatIsCutOff(t *testing.T) {
 
 	// The client goes, by what ends the command or its process.
 	ended := make(chan error, 1)
-	service.work = func(context.Context, func(Progress)) error { return nil }
+	service, server, client = serveVolumes(t)
 	server.SetVolumes(&cutShelf{shelf: service, ended: ended})
 	ctx, cancel := context.WithCancel(t.Context())
 	_, err = client.ImportVolume(ctx, ImportRequest{Name: "new"}, readerFunc(func(buf []byte) (int, error) {
@@ -255,5 +257,8 @@ func TestImportByOtherClients(t *testing.T) {
 	assert.NilError(t, err)
 	defer resp.Body.Close()
 	assert.Equal(t, resp.StatusCode, http.StatusOK)
+	// With the end of the answer all is read.
+	_, err = io.ReadAll(resp.Body)
+	assert.NilError(t, err)
 	assert.Assert(t, bytes.Equal(service.archive, large()))
 }
