@@ -41,7 +41,7 @@ func TestWrongSettingsAreNamed(t *testing.T) {
 func TestNoPartMeansAll(t *testing.T) {
 	all, err := chosen(nil)
 	assert.NilError(t, err)
-	assert.Equal(t, len(all), 8)
+	assert.Equal(t, len(all), 9)
 	some, err := chosen([]string{"data", "basic"})
 	assert.NilError(t, err)
 	assert.Equal(t, some[0].name+" "+some[1].name, "data basic")
