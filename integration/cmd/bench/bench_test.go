@@ -35,7 +35,7 @@ func TestWrongSettingsAreNamed(t *testing.T) {
 		assert.ErrorContains(t, err, c.want)
 	}
 	_, err := chosen([]string{"port"})
-	assert.ErrorContains(t, err, `part "port": want basic, ports, start, data, ipam, macvlan, volumes or snapshots`)
+	assert.ErrorContains(t, err, `part "port": want basic, ports, start, data, ipam, macvlan, volumes, snapshots or backups`)
 }
 
 func TestNoPartMeansAll(t *testing.T) {

@@ -209,7 +209,7 @@ func chosen(names []string) ([]part, error) {
 			}
 		}
 		if len(found) == before {
-			return nil, fmt.Errorf("part %q: want basic, ports, start, data, ipam, macvlan, volumes or snapshots", name)
+			return nil, fmt.Errorf("part %q: want basic, ports, start, data, ipam, macvlan, volumes, snapshots or backups", name)
 		}
 	}
 	return found, nil
