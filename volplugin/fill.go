@@ -43,16 +43,17 @@ type filling struct {
 
 func newFills() *fills { return &fills{by: map[string]*filling{}} }
 
-// begin notes a volume; nil when it is filled already.
-func (f *fills) begin(uuid string, cancel context.CancelFunc) *filling {
+// begin notes a volume. begun is false, and one is who fills it, when that goes on
+// already.
+func (f *fills) begin(uuid string, cancel context.CancelFunc) (one *filling, begun bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if _, ok := f.by[uuid]; ok {
-		return nil
+	if one, ok := f.by[uuid]; ok {
+		return one, false
 	}
-	one := &filling{cancel: cancel, ended: make(chan struct{})}
+	one = &filling{cancel: cancel, ended: make(chan struct{})}
 	f.by[uuid] = one
-	return one
+	return one, true
 }
 
 func (f *fills) set(one *filling, p engine.Progress) {
@@ -135,14 +136,14 @@ func sourceOf(rec volume.Record) string {
 	return volume.Reference{Volume: s.Volume, Snapshot: s.Snapshot}.String()
 }
 
-// startFill makes the data of a volume that is restoring, in the background. It is nil
-// when that goes on already.
+// startFill makes the data of a volume that is restoring, in the background, unless that
+// goes on already.
 func (d *Driver) startFill(s *store, name, uuid string) *filling {
 	ctx, cancel := context.WithCancel(d.tasks)
-	one := s.fills.begin(uuid, cancel)
-	if one == nil {
+	one, begun := s.fills.begin(uuid, cancel)
+	if !begun {
 		cancel()
-		return nil
+		return one
 	}
 	d.running.Go(func() {
 		err := d.fill(ctx, s, name, one)
@@ -308,9 +309,6 @@ func (d *Driver) makeFilled(ctx context.Context, name string, given map[string]s
 		return out, err
 	}
 	one := d.startFill(s, name, rec.UUID)
-	if one == nil {
-		return out, fault.Conflict("volume %s is being filled already", name)
-	}
 	if err := d.awaitFill(ctx, s, name, rec.UUID, one, report.step("copying")); err != nil {
 		return control.Volume{}, err
 	}

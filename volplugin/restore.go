@@ -214,9 +214,6 @@ func (d *Driver) restoreInPlace(ctx context.Context, name, reference string, rep
 		return out, nil, err
 	}
 	one := d.startFill(in, name, rec.UUID)
-	if one == nil {
-		return out, nil, fault.Conflict("volume %s is being filled already", name)
-	}
 	if err := d.followFill(ctx, in, rec.UUID, one, report.step("restoring")); err != nil {
 		return out, nil, errors.Join(err, d.undoRestore(ctx, in, name, rec))
 	}
