@@ -51,6 +51,8 @@ func (l *lan) host(addrs ...string) *host {
 		x.addr("eth1", a)
 	}
 	x.Run("ip", "link", "set", "eth1", "up")
+	// The kernel learns of a carrier in the background, and its bridge drops frames until then.
+	l.sw.Run("sh", "-c", "for i in $(seq 500); do ip -d link show dev "+x.port+" | grep -q 'state forwarding' && exit; sleep 0.01; done; exit 1")
 	var err error
 	x.h, err = link.Open(link.Options{NetNS: x.File()})
 	assert.NilError(l, err)
