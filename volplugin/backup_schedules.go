@@ -109,8 +109,17 @@ func (d *Driver) backupDue(ctx context.Context, job schedule.Job) error {
 		return d.told("Backing up volume "+name, err)
 	}
 	log := d.cfg.Log.WithField("volume", name)
+	s, err := d.storeOf(ctx, name)
+	if err != nil {
+		return err
+	}
+	end, err := d.takeTurn(ctx, s, rec)
+	if err != nil {
+		return err
+	}
+	defer end()
 	due := tagDue + job.Due.UTC().Format(dueName)
-	made, err := d.madeElsewhere(ctx, name, rec.UUID, eng, due)
+	made, err := d.madeElsewhere(ctx, s, rec.UUID, eng, due)
 	if err != nil {
 		return err
 	}
@@ -144,10 +153,9 @@ func (d *Driver) told(what string, err error) error {
 
 // madeElsewhere tells whether another of the hosts that share the volume's root was
 // faster.
-func (d *Driver) madeElsewhere(ctx context.Context, name, uuid string, eng backup.Engine, due string) (bool, error) {
-	s, err := d.storeOf(ctx, name)
-	if err != nil || s.alone() {
-		return false, err
+func (*Driver) madeElsewhere(ctx context.Context, s *store, uuid string, eng backup.Engine, due string) (bool, error) {
+	if s.alone() {
+		return false, nil
 	}
 	list, err := eng.List(ctx, backup.Filter{UUID: uuid})
 	return slices.ContainsFunc(list, func(b backup.Backup) bool { return slices.Contains(b.Tags, due) }), err

@@ -58,9 +58,15 @@ type keeper struct {
 
 func newKeeper(t *testing.T, repository string) *keeper {
 	t.Helper()
+	return newKeeperOf(t, t.TempDir(), repository, func(*Config) {})
+}
+
+func newKeeperOf(t *testing.T, root, repository string, change func(*Config)) *keeper {
+	t.Helper()
 	k := &keeper{repository: repository, now: time.Now()}
 	dir := t.TempDir()
-	k.host = newHost(t, t.TempDir(), func(c *Config) {
+	k.host = newHost(t, root, func(c *Config) {
+		change(c)
 		c.Local = filepath.Join(dir, "local")
 		c.Now = k.clock
 		c.Tell = func(e notify.Event) {

@@ -29,6 +29,8 @@ type society struct {
 	// rejoined is set when the leases of volumes that an earlier process left attached
 	// were looked at.
 	rejoined bool
+	// turns are the leases that this host has for scheduled backups.
+	turns map[string]bool
 	// troubles are of exclusive volumes, by UUID, that this host may not use any more, or
 	// is not sure that it may.
 	troubles map[string]leaseTrouble
@@ -130,6 +132,9 @@ func (s *store) openMeta() (*rooted.Dir, error) {
 
 // leaseChanged is told of the leases of exclusive volumes.
 func (s *store) leaseChanged(uuid string, state presence.LeaseState, why string) {
+	if s.society.isTurn(uuid) {
+		return
+	}
 	log := s.cfg.Log.WithField("volume", s.nameOf(uuid))
 	switch state {
 	case presence.Held:
@@ -330,9 +335,13 @@ func (s *store) forgetLease(ctx context.Context, root *volume.Root, uuid string)
 	if err != nil || p == nil {
 		return err
 	}
-	err = p.Drop(ctx, uuid)
+	turn, err := turnOf(uuid)
+	if err == nil {
+		err = p.Drop(ctx, turn)
+	}
+	err = errors.Join(err, p.Drop(ctx, uuid))
 	if errdefs.IsConflict(err) {
-		s.cfg.Log.WithField("volume", uuid).WithError(err).Info("the lease of a volume that was deleted is left")
+		s.cfg.Log.WithField("volume", uuid).WithError(err).Info("a lease of a volume that was deleted is left")
 		return nil
 	}
 	return err

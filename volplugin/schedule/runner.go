@@ -26,6 +26,10 @@ const (
 	maxError = 1000
 )
 
+// ErrElsewhere says that somebody else is doing a job. It is no failure, and the job is
+// looked at again after a minute: then the other one has done it, or has died.
+var ErrElsewhere = errors.New("done by another host")
+
 // A Job is the work that one volume's schedule asks for.
 type Job struct {
 	UUID     string
@@ -284,7 +288,11 @@ func (r *Runner) end(ctx context.Context, end result, q *queue) {
 		r.put(uuid, s)
 		return
 	}
-	if end.err != nil {
+	switch {
+	case errors.Is(end.err, ErrElsewhere):
+		s.Started, s.Next = time.Time{}, r.Now().Add(retryFirst)
+		r.Log.WithField("volume", uuid).Debug(end.err)
+	case end.err != nil:
 		s = r.failed(s, end.err)
 		natural := end.job.Schedule.NextFor(uuid, r.Now())
 		if !natural.IsZero() && natural.Before(s.Next) {
@@ -292,7 +300,7 @@ func (r *Runner) end(ctx context.Context, end result, q *queue) {
 		}
 		s.Next = later(s.Next, r.Now().Add(retryFirst))
 		r.Log.WithField("volume", uuid).WithError(end.err).Warnf("scheduled run failed, %d in a row; the next try is at %s", s.Failures, s.Next.UTC().Format(time.RFC3339))
-	} else {
+	default:
 		s.Last, s.Success, s.Started = s.Started, s.Started, time.Time{}
 		s.Error, s.Failures = "", 0
 		// From now, not from the start: what it has overlapped is left out.

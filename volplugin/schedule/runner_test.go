@@ -278,6 +278,31 @@ func TestFailuresAreTriedAgainAndShown(t *testing.T) {
 	})
 }
 
+func TestWhatAnotherHostDoesIsLookedAtAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := prepare(&store{}, job(t, "a", "@daily"))
+		h.do = func(_ context.Context, n int) error {
+			switch n {
+			case 0:
+				return errors.New("no")
+			case 1, 2, 3:
+				return fmt.Errorf("%w: host b", schedule.ErrElsewhere)
+			}
+			return nil
+		}
+		h.start(t)
+		runs := h.during(25 * time.Hour)
+		assert.Assert(t, len(runs) >= 5, "%d", len(runs))
+		for i := range 4 {
+			assert.Equal(t, runs[i+1].at.Sub(runs[i].at), time.Minute)
+			assert.Assert(t, runs[i+1].due.Equal(runs[0].due))
+		}
+		state, _ := h.State("a")
+		assert.Assert(t, state.Failures == 0 && state.Error == "", "%+v", state)
+		h.end(t)
+	})
+}
+
 // A job with a short interval that always fails runs at its own pace, but never
 // sooner than a minute after a failure.
 func TestFailuresKeepToTheSchedule(t *testing.T) {

@@ -65,7 +65,7 @@ type Location struct {
 	// directory that nobody else knows, with its owner and mode. The error is unavailable when it may
 	// succeed later, and ErrGone when it never will. nil restores none.
 	Restore func(ctx context.Context, rec Record, dst *rooted.Dir, progress func(engine.Progress)) error
-	// Forget, unless nil, deletes what hosts keep of an exclusive volume outside of its
+	// Forget, unless nil, deletes the leases that hosts keep of a volume outside of its
 	// record, when its data has been deleted for good. It is called again if it fails.
 	Forget func(ctx context.Context, root *Root, uuid string) error
 }

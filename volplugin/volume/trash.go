@@ -590,7 +590,7 @@ func (r *Root) purge(ctx context.Context, id string) (name string, err error) {
 	if err := r.dropSnapshots(rec.UUID); err != nil {
 		return "", err
 	}
-	if rec.Exclusive && r.Forget != nil {
+	if r.Forget != nil {
 		if err := r.step(ctx, "expire.lease", rec.Name); err != nil {
 			return "", err
 		}
