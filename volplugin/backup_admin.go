@@ -63,12 +63,32 @@ func (d *Driver) AddTarget(ctx context.Context, spec control.TargetSpec, tell fu
 	}
 	out.Took = d.cfg.Now().Sub(begin)
 	out.Backups, out.Volumes = counted(list)
+	if err := d.keepChosen(); err != nil {
+		return control.TargetReport{}, err
+	}
 	if err := b.targets.Put(target); err != nil {
 		return control.TargetReport{}, err
 	}
 	d.backupRuns.Wake()
 	out.Target = d.shownTarget(target)
 	return out, nil
+}
+
+// keepChosen notes what the schedules back up to now, before there is another target.
+func (d *Driver) keepChosen() error {
+	for _, s := range d.all() {
+		for _, v := range d.ledger.seen(s.key) {
+			if v.Record.BackupSchedule == "" {
+				continue
+			}
+			if target := d.backups.targetOf(v.Record); target != "" {
+				if err := d.backups.chosen(v.Record, target); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // counted tells how many backups there are, of how many volumes.
@@ -92,12 +112,12 @@ func (d *Driver) shownTarget(t backup.Target) control.Target {
 	}
 }
 
-// backedUpTo lists the volumes whose schedule names a target.
+// backedUpTo lists the volumes whose schedule backs up to a target.
 func (d *Driver) backedUpTo(target string) []string {
 	var list []string
 	for _, s := range d.all() {
 		for name, v := range d.ledger.seen(s.key) {
-			if v.Record.BackupSchedule != "" && v.Record.BackupTarget == target && d.ledger.owner(name) == s.key {
+			if v.Record.BackupSchedule != "" && d.backups.targetOf(v.Record) == target && d.ledger.owner(name) == s.key {
 				list = append(list, name)
 			}
 		}
@@ -152,7 +172,7 @@ func (d *Driver) RemoveTarget(_ context.Context, ref control.TargetRef) (none st
 		return none, errNoBackups
 	}
 	if used := d.backedUpTo(ref.Name); len(used) > 0 {
-		return none, fault.Conflict("target %s is the backup.target of %s", ref.Name, strings.Join(used, ", "))
+		return none, fault.Conflict("target %s is where the schedule of %s backs up to", ref.Name, strings.Join(used, ", "))
 	}
 	if err := d.backups.targets.Delete(ref.Name); err != nil {
 		return none, err

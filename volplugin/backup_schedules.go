@@ -104,7 +104,10 @@ func (d *Driver) backupDue(ctx context.Context, job schedule.Job) error {
 	if !ok {
 		return nil
 	}
-	target, eng, err := d.backups.engine(rec.BackupTarget)
+	target, eng, err := d.backups.engine(d.backups.targetOf(rec))
+	if err == nil {
+		err = d.backups.chosen(rec, target.Name)
+	}
 	if err != nil {
 		return d.told("Backing up volume "+name, err)
 	}
@@ -139,6 +142,34 @@ func (d *Driver) backupDue(ctx context.Context, job schedule.Job) error {
 		return nil
 	}
 	return d.dropOldBackups(ctx, name, rec, eng)
+}
+
+// targetOf names the target of a volume's backups: its own, or the only one there is.
+// What a schedule has backed up to so it goes on with when there are more: a second
+// target must not end the backups of volumes that name none. "" is none, or several.
+func (b *backups) targetOf(rec volume.Record) string {
+	if rec.BackupTarget != "" {
+		return rec.BackupTarget
+	}
+	names, err := b.targets.Names()
+	if err != nil || len(names) == 0 {
+		return ""
+	}
+	if len(names) == 1 {
+		return names[0]
+	}
+	if used := b.state(rec.UUID).Scheduled; slices.Contains(names, used) {
+		return used
+	}
+	return ""
+}
+
+// chosen notes what targetOf has found.
+func (b *backups) chosen(rec volume.Record, target string) error {
+	if rec.BackupTarget != "" || b.state(rec.UUID).Scheduled == target {
+		return nil
+	}
+	return b.change(rec.UUID, func(st *backupState) { st.Scheduled = target })
 }
 
 // told tells people how scheduled work went.
@@ -307,8 +338,12 @@ func (d *Driver) shownBackups(rec volume.Record) *control.VolumeBackup {
 	if rec.BackupSchedule == "" && st.Last.IsZero() {
 		return nil
 	}
+	target := rec.BackupTarget
+	if rec.BackupSchedule != "" {
+		target = d.backups.targetOf(rec)
+	}
 	out := &control.VolumeBackup{
-		Target: rec.BackupTarget, Schedule: rec.BackupSchedule, Keep: rec.BackupKeep,
+		Target: target, Schedule: rec.BackupSchedule, Keep: rec.BackupKeep,
 		Last: st.Last, LastError: st.Error, Good: st.Good, GoodTime: st.GoodTime,
 	}
 	if run, ok := d.backupRuns.State(rec.UUID); ok {

@@ -137,6 +137,9 @@ type backupState struct {
 	// Took is how long it took. Files, Bytes and Added are the Result's.
 	Took                time.Duration `json:",omitempty"`
 	Files, Bytes, Added uint64        `json:",omitempty"`
+	// Scheduled is the target that the schedule has backed up to, of a volume that names
+	// none.
+	Scheduled string `json:",omitempty"`
 	// Targets has the last good backup in each target.
 	Targets map[string]lastBackup `json:",omitempty"`
 }
@@ -321,7 +324,7 @@ func (d *Driver) backUp(ctx context.Context, job backupJob, report *reporter) (o
 	}
 	rec := found.Record
 	if job.target == "" {
-		job.target = rec.BackupTarget
+		job.target = b.targetOf(rec)
 	}
 	target, eng, err := b.engine(job.target)
 	if err != nil {

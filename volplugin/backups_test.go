@@ -338,11 +338,34 @@ func TestOnlyWhatIsDueIsBackedUpAndKept(t *testing.T) {
 	_, err = k.UpdateVolume(t.Context(), control.UpdateRequest{Volume: "web", Set: map[string]string{"backup.target": "nas"}})
 	assert.NilError(t, err)
 	_, err = k.RemoveTarget(t.Context(), control.TargetRef{Name: "nas"})
-	assert.ErrorContains(t, err, "backup.target of web")
+	assert.ErrorContains(t, err, "the schedule of web")
 	_, err = k.UpdateVolume(t.Context(), control.UpdateRequest{Volume: "web", Set: map[string]string{"backup.target": "", "backup.schedule": ""}})
 	assert.NilError(t, err)
 	_, err = k.RemoveTarget(t.Context(), control.TargetRef{Name: "nas"})
 	assert.NilError(t, err)
+}
+
+func TestASecondTargetDoesNotEndTheBackupsOfVolumesThatNameNone(t *testing.T) {
+	k := newKeeper(t, filepath.Join(t.TempDir(), "repository"))
+	k.target()
+	assert.NilError(t, k.create("web", "backup.schedule=@daily"))
+	k.put("web", "f", "one")
+	second := control.TargetSpec{Name: "offsite", Engine: testEngine, Repository: filepath.Join(t.TempDir(), "second"), Password: testPassword}
+	_, err := k.AddTarget(t.Context(), second, quiet)
+	assert.NilError(t, err)
+	assert.NilError(t, k.create("new", "backup.schedule=@daily"))
+	job := func(name string) schedule.Job {
+		return schedule.Job{UUID: k.status(name)["uuid"].(string), Due: k.clock()}
+	}
+	assert.NilError(t, k.backupDue(t.Context(), job("web")))
+	assert.Equal(t, k.backup("web").Target, "nas")
+	err = k.backupDue(t.Context(), job("new"))
+	assert.ErrorContains(t, err, "one has to be named: nas, offsite")
+	_, err = k.RemoveTarget(t.Context(), control.TargetRef{Name: "nas"})
+	assert.ErrorContains(t, err, "the schedule of web")
+	_, err = k.RemoveTarget(t.Context(), control.TargetRef{Name: "offsite"})
+	assert.NilError(t, err)
+	assert.NilError(t, k.backupDue(t.Context(), job("new")))
 }
 
 func TestBackupsAreRemovedAndPruned(t *testing.T) {
