@@ -334,16 +334,23 @@ func (d *Driver) backUp(ctx context.Context, job backupJob, report *reporter) (o
 	if err != nil {
 		return out, err
 	}
-	defer unlock()
 	begin := d.cfg.Now()
 	// What is stored now is what is known of it if this process is killed.
 	if err := b.change(rec.UUID, func(st *backupState) {
 		st.Last, st.Error = begin, "it was interrupted"
 		st.Failures++
 	}); err != nil {
+		unlock()
 		return out, err
 	}
-	done, err := d.backUpTo(ctx, s, rec, job, target, eng, report)
+	done, err := d.backUpTo(ctx, s, rec, job, target, eng, unlock, report)
+	if err != nil && ctx.Err() != nil {
+		// Whoever ended it knows, and nothing is wrong with what the next one builds on.
+		return out, errors.Join(err, b.change(rec.UUID, func(st *backupState) {
+			st.Error = "it was cancelled"
+			st.Failures--
+		}))
+	}
 	d.tellBackup(job.volume, target.Name, done.Backup, err)
 	if err != nil {
 		return out, errors.Join(fmt.Errorf("back up volume %s to %s: %w", job.volume, target.Name, err), b.failed(rec.UUID, err))
@@ -408,30 +415,41 @@ func (d *Driver) lockBackup(ctx context.Context, name, id string) (unlock func()
 	return unlock, nil
 }
 
-// backUpTo makes the snapshot, unless there is one, and backs it up.
-func (d *Driver) backUpTo(ctx context.Context, s *store, rec volume.Record, job backupJob, target backup.Target, eng backup.Engine, report *reporter) (out madeBackup, err error) {
+// backUpTo makes the snapshot, unless there is one, and backs it up. unlock is called when
+// nothing works on the backup any more.
+func (d *Driver) backUpTo(ctx context.Context, s *store, rec volume.Record, job backupJob, target backup.Target, eng backup.Engine, unlock func(), report *reporter) (madeBackup, error) {
 	kept := job.snapshot != ""
-	err = d.onSnapshot(ctx, s, rec, job.snapshot, report, func(snapshot string) error {
+	var out madeBackup
+	err := d.onSnapshot(ctx, s, rec, job.snapshot, unlock, report, func(ctx context.Context, root *volume.Root, snapshot string) (err error) {
 		job.snapshot = snapshot
-		return s.inRoot(ctx, func() {}, func(ctx context.Context, root *volume.Root) error {
-			done, err := d.backUpSnapshot(ctx, s, root, job, kept, target, eng, report)
-			if err == nil {
-				out = done
-			}
-			return err
-		})
+		out, err = d.backUpSnapshot(ctx, s, root, job, kept, target, eng, report)
+		return err
 	})
-	return out, err
+	if err != nil {
+		return madeBackup{}, err // out may be written to still
+	}
+	return out, nil
 }
 
 // onSnapshot calls fn with a snapshot of a volume, or, if it is "", with one that is
-// made for that and removed afterwards.
-func (d *Driver) onSnapshot(ctx context.Context, s *store, rec volume.Record, snapshot string, report *reporter, fn func(snapshot string) error) error {
+// made for that and removed afterwards. When ctx ends it waits for fn, but not for
+// storage that hangs. unlock is called when fn has ended, whenever that is.
+func (d *Driver) onSnapshot(ctx context.Context, s *store, rec volume.Record, snapshot string, unlock func(), report *reporter, fn func(ctx context.Context, root *volume.Root, snapshot string) error) error {
 	own := snapshot == ""
 	if own {
 		snapshot = "backup-" + d.cfg.Now().UTC().Format(dueName) + "-" + uuid.NewString()[:8]
 	}
-	defer d.backups.using(rec.UUID, snapshot)()
+	unused := d.backups.using(rec.UUID, snapshot)
+	tidy := func() {
+		defer unlock()
+		defer unused()
+		if !own {
+			return
+		}
+		if err := d.dropBackupSnapshot(context.WithoutCancel(ctx), rec.UUID, snapshot); err != nil {
+			d.cfg.Log.WithField("volume", rec.Name).WithError(err).Warn("remove the snapshot that was read: tried again in the background")
+		}
+	}
 	if own {
 		o := volume.SnapshotOptions{Name: snapshot, Trigger: volume.ForBackup}
 		tell := func(p control.Progress) {
@@ -439,15 +457,35 @@ func (d *Driver) onSnapshot(ctx context.Context, s *store, rec volume.Record, sn
 			report.send(p)
 		}
 		if err := d.backupSnapshot(ctx, s, rec, o, tell); err != nil {
+			unused()
+			unlock()
 			return err
 		}
-		defer func() {
-			if err := d.dropBackupSnapshot(context.WithoutCancel(ctx), rec.UUID, snapshot); err != nil {
-				d.cfg.Log.WithField("volume", rec.Name).WithError(err).Warn("remove the snapshot that was read: tried again in the background")
-			}
-		}()
 	}
-	return fn(snapshot)
+	ended := make(chan struct{})
+	var begun bool
+	var result error
+	err := s.inRoot(ctx, func() { close(ended) }, func(ctx context.Context, root *volume.Root) error {
+		begun = true
+		result = fn(ctx, root, snapshot)
+		return result
+	})
+	hangs := time.NewTimer(d.cfg.request)
+	defer hangs.Stop()
+	select {
+	case <-ended:
+		tidy()
+		if begun {
+			return result // a backup that was complete when ctx ended is one
+		}
+		return err
+	case <-hangs.C:
+		go func() {
+			<-ended
+			tidy()
+		}()
+		return err
+	}
 }
 
 // dropBackupSnapshot removes a snapshot of a volume that may have another name now, or

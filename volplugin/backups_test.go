@@ -500,6 +500,32 @@ berth_volume_backup_failures{volume="web"} 2
 	assert.DeepEqual(t, failed, []bool{false, true, true})
 }
 
+func TestABackupThatIsCancelledIsNoFailure(t *testing.T) {
+	k := newKeeper(t, filepath.Join(t.TempDir(), "repository"))
+	k.target()
+	assert.NilError(t, k.create("web"))
+	k.put("web", "f", "one")
+	s := slow{begun: make(chan struct{}), goOn: make(chan struct{})}
+	k.wrapped(func(eng backup.Engine) backup.Engine {
+		s.Engine = eng
+		return s
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := k.CreateBackup(ctx, control.BackupRequest{Volume: "web"}, quiet)
+		ended <- err
+	}()
+	<-s.begun
+	cancel()
+	close(s.goOn)
+	assert.ErrorIs(t, <-ended, context.Canceled)
+	st := k.backups.state(k.status("web")["uuid"].(string))
+	assert.Assert(t, st.Error == "it was cancelled" && st.Failures == 0, "%+v", st)
+	assert.Equal(t, len(k.told), 0, "%v", k.told)
+	assert.DeepEqual(t, k.left("web"), []string{})
+}
+
 func TestPoliciesCountCompleteBackupsOnly(t *testing.T) {
 	day := func(n int) time.Time { return time.Date(2026, 1, n, 0, 0, 0, 0, time.UTC) }
 	list := []backup.Backup{

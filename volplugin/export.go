@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/fault"
@@ -31,19 +32,41 @@ func (d *Driver) ExportVolume(ctx context.Context, req control.ExportRequest, w 
 	if rec.UUID == "" {
 		return out, fault.NotFound("volume %s does not exist", req.Volume)
 	}
-	err = d.onSnapshot(ctx, s, rec, req.Snapshot, report, func(snapshot string) error {
-		return s.inRoot(ctx, func() {}, func(ctx context.Context, root *volume.Root) error {
-			done, err := d.exportSnapshot(ctx, s, root, req, snapshot, w, report)
-			if err == nil {
-				out = done
-			}
-			return err
-		})
+	guarded := &guard{w: w}
+	defer guarded.end()
+	var done control.Export
+	err = d.onSnapshot(ctx, s, rec, req.Snapshot, func() {}, report, func(ctx context.Context, root *volume.Root, snapshot string) (err error) {
+		done, err = d.exportSnapshot(ctx, s, root, req, snapshot, guarded, report)
+		return err
 	})
 	if err != nil {
 		return out, fmt.Errorf("export volume %s: %w", req.Volume, err)
 	}
-	return out, nil
+	return done, nil
+}
+
+// A guard is a writer that refuses what comes when its owner is gone: somebody who hung
+// in a system call may go on to write later.
+type guard struct {
+	mu    sync.Mutex
+	w     io.Writer
+	ended bool
+}
+
+// Write implements io.Writer.
+func (g *guard) Write(p []byte) (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.ended {
+		return 0, io.ErrClosedPipe
+	}
+	return g.w.Write(p)
+}
+
+func (g *guard) end() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ended = true
 }
 
 // exportSnapshot writes a snapshot as an archive.
