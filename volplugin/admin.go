@@ -60,12 +60,12 @@ func (d *Driver) Volume(ctx context.Context, name string) (control.Volume, error
 	shown := d.shown(s, name, v, away)
 	shown.Users = append(shown.Users, others...)
 	if away != nil || v.Broken != "" {
-		return shown, nil
+		return shown, nil //nolint:nilerr // it is shown
 	}
 	snaps, err := d.snapshotsIn(ctx, s, name)
 	if err != nil {
 		shown.Error = err.Error()
-		return shown, nil
+		return shown, nil //nolint:nilerr // it is shown
 	}
 	shown.Snapshots, shown.SnapshotCount = snaps, len(snaps)
 	return shown, nil
@@ -132,6 +132,7 @@ func (d *Driver) shown(s *store, name string, v seenVolume, away error) control.
 		out.State = control.VolumeCreating
 	case volume.Removing:
 		out.State = control.VolumeRemoving
+	default: // ready, also while a host gives it other content or another name
 	}
 	if trouble, ok := s.leaseTrouble(rec.UUID); ok {
 		out.Error = trouble.String()

@@ -55,7 +55,7 @@ type Driver struct {
 	imports *imports
 	// tasks is the context of what is done in the background for requests, running
 	// counts it.
-	tasks    context.Context
+	tasks    context.Context //nolint:containedctx // the life of the Driver, not of a call
 	endTasks context.CancelFunc
 	running  sync.WaitGroup
 	// home is the store of the default root.

@@ -204,7 +204,7 @@ func (s *store) checkRoot(name string) error {
 		}
 	}
 	if err != nil {
-		return nil // there is none; what else it is, the making of the volume finds out
+		return nil //nolint:nilerr // there is none; what else it is, the making of the volume finds out
 	}
 	_, err = dir.Stat("root.json")
 	if errClose := dir.Close(); err == nil {

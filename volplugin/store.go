@@ -242,8 +242,9 @@ func (s *store) busy(rec volume.Record) error {
 		return fault.Conflict("volume %s is broken: %s", rec.Name, rec.Reason)
 	case volume.Restoring:
 		return fault.Unavailable("volume %s is being filled from %s%s; try again when it is whole", rec.Name, sourceOf(rec), s.fills.shown(rec.UUID))
+	default:
+		return fault.Conflict("volume %s: host %s is %s it", rec.Name, rec.Host, rec.Phase)
 	}
-	return fault.Conflict("volume %s: host %s is %s it", rec.Name, rec.Host, rec.Phase)
 }
 
 // background is a change of one volume that no request waits for.
@@ -262,7 +263,7 @@ func (s *store) background(ctx context.Context, name string, fn func(ctx context
 // and did not bring to an end.
 func (s *store) settle(ctx context.Context) error {
 	if s.missing != nil || !s.reachable() {
-		return nil
+		return nil //nolint:nilerr // whoever uses the root is told
 	}
 	if err := s.scan(ctx); err != nil {
 		return err

@@ -321,7 +321,7 @@ func asVersion1(tx *bolt.Tx) error {
 		}
 		return writeAll(tx, to, records)
 	}
-	err := move("volumes", "volumes", func(key string) string { return filepath.Base(key) })
+	err := move("volumes", "volumes", filepath.Base)
 	if err == nil {
 		err = move("volume-stores", "volume-root", func(string) string { return "this" })
 	}

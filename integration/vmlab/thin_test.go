@@ -70,7 +70,7 @@ func isFull() bool {
 func onlyFull(t *testing.T) {
 	t.Helper()
 	if _, err := os.Stat(Dir); err != nil && os.Getenv(fullEnv) == "" {
-		t.Skipf("takes long: runs with %s=1", fullEnv)
+		t.Skipf("takes long: runs with %s=1", fullEnv) //nolint:forbidigo // scripts/test --full runs it
 	}
 }
 

@@ -190,7 +190,7 @@ func TestImportThatIsRefused(t *testing.T) {
 
 // A cut archive is never taken for a whole one.
 func TestImportThatIsCutOff(t *testing.T) {
-	service, server, client := serveVolumes(t)
+	service, _, client := serveVolumes(t)
 	service.work = func(context.Context, func(Progress)) error { return nil }
 	broken := errors.New("no tape")
 	_, err := client.ImportVolume(t.Context(), ImportRequest{Name: "new"}, io.MultiReader(bytes.NewReader(large()), iotest.ErrReader(broken)), nil)
@@ -199,7 +199,7 @@ func TestImportThatIsCutOff(t *testing.T) {
 
 	// The client goes, by what ends the command or its process.
 	ended := make(chan error, 1)
-	service, server, client = serveVolumes(t)
+	service, server, client := serveVolumes(t)
 	server.SetVolumes(&cutShelf{shelf: service, ended: ended})
 	ctx, cancel := context.WithCancel(t.Context())
 	_, err = client.ImportVolume(ctx, ImportRequest{Name: "new"}, readerFunc(func(buf []byte) (int, error) {

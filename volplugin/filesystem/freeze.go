@@ -118,7 +118,7 @@ func (f *Frozen) watch(limit time.Duration) error {
 	dir := os.NewFile(uintptr(dup), "frozen")
 	defer dir.Close()
 	// Not of a context: it has to outlive everything.
-	cmd := exec.Command("/proc/self/exe") //nolint:noctx // see above
+	cmd := exec.Command("/proc/self/exe") //nolint:forbidigo // see above
 	cmd.Args = []string{watchdogName, strconv.FormatInt(limit.Milliseconds(), 10)}
 	cmd.Env, cmd.Dir = []string{}, "/"
 	cmd.ExtraFiles = []*os.File{theirs, dir}

@@ -82,7 +82,7 @@ func FileOf(f *os.File) (File, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return File{}, fmt.Errorf("%s is not a regular file", f.Name())
 	}
-	return File{dev: uint64(st.Dev), ino: st.Ino}, nil
+	return File{dev: st.Dev, ino: st.Ino}, nil
 }
 
 // Backing tells which file the device at path, as Device.Path gives it, is bound

@@ -114,7 +114,7 @@ func TestCapacityFollowsTheFile(t *testing.T) {
 	f := newImage(t, 4<<20)
 	device, err := Attach(t.Context(), f, false)
 	assert.NilError(t, err)
-	defer device.Close()
+	defer func() { assert.NilError(t, device.Close()) }()
 	size := func() int64 {
 		end, err := device.file.Seek(0, io.SeekEnd)
 		assert.NilError(t, err)
@@ -154,7 +154,7 @@ func TestSecondDeviceIsRefused(t *testing.T) {
 	f := newImage(t, 4<<20)
 	device, err := Attach(t.Context(), f, false)
 	assert.NilError(t, err)
-	defer device.Close()
+	defer func() { assert.NilError(t, device.Close()) }()
 	rival, err := bind(t.Context(), f, false)
 	assert.NilError(t, err)
 	_, err = Attach(t.Context(), f, false)

@@ -102,7 +102,7 @@ func bind(data, point *rooted.Dir, flags Flags) error {
 }
 
 func needs512(err error) error {
-	if err == unix.ENOSYS {
+	if errors.Is(err, unix.ENOSYS) {
 		return fault.Unavailable("options ro, nosuid, nodev and noexec need Linux 5.12 or later: %w", err)
 	}
 	return fmt.Errorf("set flags: %w", err)

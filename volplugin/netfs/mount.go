@@ -259,7 +259,7 @@ func (m *Mounter) attach(ctx context.Context, s Share, dir string, address netip
 			return err
 		}
 		err = m.mount(s.at(dir), target, "nfs", s.flags, s.nfsData(version, address))
-		if err != unix.EPROTONOSUPPORT {
+		if !errors.Is(err, unix.EPROTONOSUPPORT) {
 			break
 		}
 	}
@@ -408,14 +408,14 @@ func (s Share) failed(dir string, err error) error {
 		return nil
 	}
 	hint := ""
-	switch err {
-	case unix.ENODEV:
+	switch {
+	case errors.Is(err, unix.ENODEV):
 		hint = "; the kernel has no " + s.source.Type + " (modprobe " + strings.TrimSuffix(s.source.Type, "4") + " on the host)"
-	case unix.EINVAL:
+	case errors.Is(err, unix.EINVAL):
 		hint = "; is there an option in o that the kernel does not know?"
-	case unix.EPROTONOSUPPORT:
+	case errors.Is(err, unix.EPROTONOSUPPORT):
 		hint = "; the server does not speak this version"
-	case unix.EACCES, unix.EPERM:
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		hint = "; does the server let this host in?"
 		if s.cifs {
 			hint = "; are username and password right?"

@@ -101,7 +101,7 @@ func (w *worker) clearXattrs(fd int) error {
 	}
 	n, err := unix.Flistxattr(fd, w.attrs[:maxXattrs])
 	if err != nil {
-		return nil // there are none, then
+		return nil //nolint:nilerr // there are none, then
 	}
 	for list := w.attrs[:n]; len(list) > 0; {
 		var attr []byte

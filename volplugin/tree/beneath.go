@@ -127,7 +127,7 @@ func (b *beneath) openLong(from int, path string) (int, error) {
 // openDir does not touch the access time where it may do that.
 func (b *beneath) openDir(dir int, path string) (int, error) {
 	fd, err := b.open(dir, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOATIME)
-	if err == unix.EPERM {
+	if errors.Is(err, unix.EPERM) {
 		fd, err = b.open(dir, path, unix.O_RDONLY|unix.O_DIRECTORY)
 	}
 	return fd, err
@@ -151,7 +151,7 @@ func (l *lane) drop() {
 func openAgain(dir int) (int, error) {
 	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC
 	fd, err := unix.Openat(dir, ".", flags|unix.O_NOATIME, 0)
-	if err == unix.EPERM {
+	if errors.Is(err, unix.EPERM) {
 		fd, err = unix.Openat(dir, ".", flags, 0)
 	}
 	return fd, err

@@ -138,7 +138,7 @@ type openDir struct {
 
 type copier struct {
 	pool[job]
-	ctx      context.Context
+	ctx      context.Context //nolint:containedctx // of one call of Copy
 	options  Options
 	from, to beneath
 	src, dst int // the tops
@@ -409,8 +409,10 @@ const tries = 5
 
 func (w *worker) entry(d *openDir, e entry) error {
 	for range tries {
-		var err error
-		again := false
+		var (
+			again bool
+			err   error
+		)
 		switch e.kind {
 		case unix.DT_DIR:
 			return w.mkdir(d, e.name)
@@ -596,11 +598,7 @@ func typeOf(dir *rooted.Dir) (fsType, error) {
 // local tells whether the file system does just as it is told with owners and modes, and
 // has this machine's clock.
 func (t fsType) local() bool {
-	switch t {
-	case btrfs, xfs, ext, tmpfs, f2fs:
-		return true
-	}
-	return false
+	return t == btrfs || t == xfs || t == ext || t == tmpfs || t == f2fs
 }
 
 // syncs tells whether syncfs puts all on disk. An NFS client does so, and each close

@@ -26,7 +26,7 @@ func (w *worker) data(src, dst int, st *unix.Statx_t, repeated bool) error {
 	used := min(st.Size, st.Blocks*512)
 	if !w.noClone.Load() {
 		err := unix.IoctlFileClone(dst, src)
-		if err == unix.EINVAL && w.fsType == btrfs && copyNoCOW(src, dst) {
+		if errors.Is(err, unix.EINVAL) && w.fsType == btrfs && copyNoCOW(src, dst) {
 			err = unix.IoctlFileClone(dst, src)
 		}
 		switch err {
@@ -60,17 +60,17 @@ func (w *worker) extents(src, dst int, size, allocated int64) (copied int64, err
 	}
 	for at := int64(0); at < size; {
 		begin, err := unix.Seek(src, at, unix.SEEK_DATA)
-		if err == unix.ENXIO {
+		if errors.Is(err, unix.ENXIO) {
 			break // a hole up to the end, or cut off meanwhile
 		}
 		end := size
 		if err == nil {
 			end, err = unix.Seek(src, begin, unix.SEEK_HOLE)
-			if err == unix.ENXIO {
+			if errors.Is(err, unix.ENXIO) {
 				break
 			}
 		}
-		if err == unix.EINVAL {
+		if errors.Is(err, unix.EINVAL) {
 			begin, end, err = at, size, nil // holes are unknown here
 		}
 		if err != nil {
@@ -99,12 +99,12 @@ func (w *worker) span(src, dst int, offset, length int64) (copied int64, err err
 		}
 		from, to := offset+copied, offset+copied
 		n, err := unix.CopyFileRange(src, &from, dst, &to, int(min(length-copied, rangeSize)), 0)
-		switch {
-		case err == unix.EINTR || err == unix.EAGAIN:
+		switch err {
+		case unix.EINTR, unix.EAGAIN:
 			continue
-		case err == unix.ENOSYS || err == unix.EXDEV || err == unix.EOPNOTSUPP || err == unix.EPERM:
+		case unix.ENOSYS, unix.EXDEV, unix.EOPNOTSUPP, unix.EPERM:
 			w.noRange.Store(true)
-		case err == unix.ENOSPC || err == unix.EDQUOT || err == unix.EIO:
+		case unix.ENOSPC, unix.EDQUOT, unix.EIO:
 			return copied, err
 		}
 		if err != nil || n == 0 {
@@ -164,7 +164,7 @@ func pwrite(fd int, buf []byte, offset int64) error {
 // fsync puts a file or directory on disk.
 func fsync(fd int) error {
 	err := unix.Fsync(fd)
-	if err == unix.EINVAL || err == unix.ENOTSUP {
+	if errors.Is(err, unix.EINVAL) || err == unix.ENOTSUP {
 		return nil // a directory of a file system that knows no such thing
 	}
 	return err

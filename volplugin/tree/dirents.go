@@ -47,11 +47,11 @@ func parseDirents(buf []byte, entries []entry) ([]entry, error) {
 func readEntries(fd int, buf []byte, entries []entry) ([]entry, error) {
 	for {
 		n, err := unix.Getdents(fd, buf)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		// A directory that was removed after it was opened has no entries.
-		if err == unix.ENOENT || err == unix.ESTALE {
+		if gone(err) {
 			return entries, nil
 		}
 		if err != nil || n == 0 {

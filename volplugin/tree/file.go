@@ -235,7 +235,7 @@ func (w *worker) create(d *openDir, name string, st *unix.Statx_t) (dst int, don
 		first := w.links.get(st)
 		defer first.Unlock()
 		if first.dir != nil {
-			if err := w.link(first, d, name); err != unix.EMLINK {
+			if err := w.link(first, d, name); !errors.Is(err, unix.EMLINK) {
 				return -1, true, err
 			}
 		} else {
@@ -316,7 +316,7 @@ func (w *worker) special(d *openDir, name string) (again bool, err error) {
 		first := w.links.get(&st)
 		defer first.Unlock()
 		if first.dir != nil {
-			if err := w.link(first, d, name); err != unix.EMLINK {
+			if err := w.link(first, d, name); !errors.Is(err, unix.EMLINK) {
 				return false, w.failed("link the copy of", path(), err)
 			}
 		} else {

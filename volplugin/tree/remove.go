@@ -108,7 +108,7 @@ type removeWorker struct {
 }
 
 func (w *removeWorker) do(n *doomed) error {
-	fd, err := w.lane.open(&n.node)
+	fd, err := w.open(&n.node)
 	switch {
 	case err == nil:
 	case n.up == nil:
@@ -209,7 +209,7 @@ func (w *removeWorker) done(n *doomed) error {
 func (w *removeWorker) rmdir(n *doomed) (again bool, err error) {
 	parent := w.fd
 	if w.at != &n.up.node {
-		fd, err := w.lane.open(&n.up.node)
+		fd, err := w.open(&n.up.node)
 		if gone(err) || turned(err) {
 			return false, nil // and so is n; who made it be so sees to what is there now
 		}

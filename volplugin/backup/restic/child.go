@@ -93,7 +93,7 @@ func watched(argv []string) (int, error) {
 	parent := os.NewFile(fdParent, "daemon")
 	interrupts := make(chan os.Signal, 1)
 	signal.Notify(interrupts, unix.SIGINT)
-	cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx,forbidigo // it ends with this process
+	cmd := exec.Command(argv[0], argv[1:]...) //nolint:forbidigo // it ends with this process
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{os.NewFile(fdLease, "lease")}
 	if err := cmd.Start(); err != nil {

@@ -314,7 +314,7 @@ func kindOf(top *rooted.Dir) (filesystem.Kind, error) {
 	if err := unix.Fstatfs(top.FD(), &st); err != nil {
 		return "", &fs.PathError{Op: "statfs", Path: top.Path(), Err: err}
 	}
-	switch int64(st.Type) {
+	switch st.Type {
 	case unix.BTRFS_SUPER_MAGIC:
 		return filesystem.Btrfs, nil
 	case unix.XFS_SUPER_MAGIC:

@@ -43,7 +43,7 @@ func markOf(p engine.Place, v engine.Volume) (m mark, inTmp, inPlace bool, err e
 		return mark{}, false, false, err
 	}
 	if err := json.Unmarshal(data, &m); err != nil || m.File == "" {
-		return mark{}, false, false, nil // cut short by a kill
+		return mark{}, false, false, nil //nolint:nilerr // cut short by a kill
 	}
 	inTmp, err = is(p.Tmp, clone(v), m.File)
 	if err == nil && !inTmp {

@@ -55,7 +55,7 @@ const rootEnv = "BERTH_TEST_IMAGE_ROOT"
 func rootOn(t testing.TB, fs string) engine.Place {
 	t.Helper()
 	if base := os.Getenv(rootEnv); base != "" {
-		root, err := os.MkdirTemp(base, "root")
+		root, err := os.MkdirTemp(base, "root") //nolint:usetesting // on the file system that the caller wants
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,6 +75,7 @@ func hasSysResource(t *testing.T) bool {
 }
 
 func TestEngine(t *testing.T) {
+	t.Parallel()
 	for root, newPlace := range roots {
 		for _, kind := range filesystem.Kinds {
 			// All of them take many minutes; this is what most volumes are.
