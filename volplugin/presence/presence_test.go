@@ -1,183 +1,24 @@
 package presence
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/uuid"
-	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 
 	"github.com/berth-plugin/berth/volplugin/internal/mounttest"
 	"github.com/berth-plugin/berth/volplugin/rooted"
 )
-
-func TestMain(m *testing.M) {
-	if os.Getenv(childEnv) != "" {
-		os.Exit(child())
-	}
-	os.Exit(mounttest.Main(m))
-}
-
-// A host of the tests. Its clock of durations stands still but for wait, and its
-// calendar is wrong by more than a month, another way on each host.
-type host struct {
-	*Presence
-	t    testing.TB
-	root string
-
-	mu     sync.Mutex
-	clock  time.Duration
-	events []string
-	steps  func(step string) error
-}
-
-// boots gives each host a boot of its own.
-var boots struct {
-	sync.Mutex
-	n int
-}
-
-func newHost(t testing.TB, root, id string, change ...func(*Config)) *host {
-	t.Helper()
-	boots.Lock()
-	boots.n++
-	n := boots.n
-	boots.Unlock()
-	h := &host{t: t, root: root, clock: time.Duration(n) * 1000 * time.Hour}
-	skew := time.Duration(n%7-3) * 1000 * time.Hour
-	log := logrus.New()
-	log.SetOutput(io.Discard)
-	cfg := Config{
-		ID: id, Name: strings.TrimSuffix(id, "/id"), Open: func() (*rooted.Dir, error) { return rooted.Open(root) },
-		Changed: func(volume string, state LeaseState, why string) {
-			h.mu.Lock()
-			defer h.mu.Unlock()
-			h.events = append(h.events, string(state)+" "+volume+": "+why)
-		},
-		Log: logrus.NewEntry(log),
-		Now: func() time.Time { return time.Now().Add(skew) },
-		boot: func() time.Duration {
-			h.mu.Lock()
-			defer h.mu.Unlock()
-			return h.clock
-		},
-		step: func(step string) error {
-			h.mu.Lock()
-			steps := h.steps
-			h.mu.Unlock()
-			if steps == nil {
-				return nil
-			}
-			return steps(step)
-		},
-	}
-	for _, f := range change {
-		f(&cfg)
-	}
-	p, err := New(cfg)
-	assert.NilError(t, err)
-	h.Presence = p
-	return h
-}
-
-func (h *host) onStep(f func(step string) error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.steps = f
-}
-
-// wait lets time go by for this host, without a heartbeat.
-func (h *host) wait(d time.Duration) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.clock += d
-}
-
-func (h *host) beat() {
-	h.t.Helper()
-	assert.NilError(h.t, h.Beat(h.t.Context()))
-}
-
-// watch beats for a time, as Run does.
-func (h *host) watch(d time.Duration) {
-	h.t.Helper()
-	h.beat()
-	for ; d > 0; d -= beatEvery {
-		h.wait(min(d, beatEvery))
-		h.beat()
-	}
-}
-
-// told gives what Changed was told.
-func (h *host) told() []string {
-	h.doubt()
-	h.deliver()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	events := h.events
-	h.events = nil
-	return events
-}
-
-// age makes a host's file older by the server's clock.
-func (h *host) age(d time.Duration) {
-	h.t.Helper()
-	// Not from time.Now, which may be a bubble's.
-	path := filepath.Join(h.root, hostsName, h.file)
-	info, err := os.Stat(path)
-	assert.NilError(h.t, err)
-	then := info.ModTime().Add(-d)
-	assert.NilError(h.t, os.Chtimes(path, then, then))
-}
-
-func (h *host) take(volume string) error {
-	_, err := h.Acquire(h.t.Context(), volume, false)
-	return err
-}
-
-func (h *host) has(volume string) bool {
-	h.Presence.mu.Lock()
-	defer h.Presence.mu.Unlock()
-	_, ok := h.held[volume]
-	return ok
-}
-
-func users(t *testing.T, h *host, volume string) string {
-	t.Helper()
-	hosts, err := h.Users(t.Context(), volume)
-	assert.NilError(t, err)
-	var text []string
-	for _, user := range hosts {
-		word := user.Name
-		if user.Self {
-			word += " self"
-		}
-		if !user.Alive {
-			word += " dead"
-		}
-		if user.Stopped {
-			word += " stopped"
-		}
-		assert.Equal(t, user.InUse(), user.Alive || user.Stopped)
-		assert.Assert(t, user.Silent >= 0)
-		text = append(text, word)
-	}
-	return strings.Join(text, ", ")
-}
 
 func TestUsersOfAVolume(t *testing.T) {
 	root, v, w := t.TempDir(), uuid.NewString(), uuid.NewString()
@@ -270,15 +111,6 @@ func TestEntersAreWrittenTogether(t *testing.T) {
 	rec, err := a.record()
 	assert.NilError(t, err)
 	assert.Equal(t, len(rec.Volumes), len(volumes))
-}
-
-// record reads the host's file.
-func (h *host) record() (hostRecord, error) {
-	data, err := os.ReadFile(filepath.Join(h.root, hostsName, h.file))
-	if err != nil {
-		return hostRecord{}, err
-	}
-	return decodeHost(h.file, data)
 }
 
 func TestWhoIsDead(t *testing.T) {
@@ -544,168 +376,6 @@ func TestACopyOfAHostIsFoundOut(t *testing.T) {
 		assert.Assert(t, errdefs.IsConflict(err), "%v", err)
 		assert.ErrorContains(t, err, "is this machine a copy")
 	}
-}
-
-// In the bubble of synctest, time passes when all goroutines wait.
-func bubble(t *testing.T, root, id string, change func(*Config)) *host {
-	begin := time.Now()
-	return newHost(t, root, id, func(c *Config) {
-		c.boot = func() time.Duration { return time.Since(begin) + time.Hour }
-		if change != nil {
-			change(c)
-		}
-	})
-}
-
-func (h *host) run(t *testing.T) (stop func()) {
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() { defer close(done); h.Run(ctx) }()
-	return func() { cancel(); <-done; synctest.Wait() }
-}
-
-func TestRunBeatsAndWritesDown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		root, v := t.TempDir(), uuid.NewString()
-		h := bubble(t, root, "a", nil)
-		var writes atomic.Int32
-		h.onStep(func(step string) error {
-			if step == "host.replace" {
-				writes.Add(1)
-			}
-			return nil
-		})
-		stop := h.run(t)
-		time.Sleep(10*beatEvery + time.Second)
-		assert.Equal(t, writes.Load(), int32(11))
-		assert.NilError(t, h.Enter(t.Context(), v))
-		assert.Equal(t, writes.Load(), int32(12))
-		h.Leave(v)
-		synctest.Wait()
-		time.Sleep(time.Nanosecond)
-		rec, err := h.record()
-		assert.NilError(t, err)
-		assert.Equal(t, len(rec.Volumes), 0, "Leave is written down without waiting for the next heartbeat")
-		stop()
-	})
-}
-
-func TestAServerThatHangsBlocksNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		root, v := t.TempDir(), uuid.NewString()
-		var mu sync.Mutex
-		var hang chan struct{}
-		opens := 0
-		h := bubble(t, root, "a", func(c *Config) {
-			open := c.Open
-			c.Open = func() (*rooted.Dir, error) {
-				mu.Lock()
-				opens++
-				wait := hang
-				mu.Unlock()
-				if wait != nil {
-					<-wait
-				}
-				return open()
-			}
-		})
-		stop := h.run(t)
-		assert.NilError(t, h.Enter(t.Context(), v))
-		assert.NilError(t, h.take(v))
-		mu.Lock()
-		hang, opens = make(chan struct{}), 0
-		mu.Unlock()
-
-		time.Sleep(doubtAfter)
-		assert.DeepEqual(t, h.happened(), []string(nil))
-		time.Sleep(beatEvery)
-		synctest.Wait()
-		events := h.happened()
-		assert.Equal(t, len(events), 1)
-		assert.Assert(t, strings.HasPrefix(events[0], "doubtful "+v))
-		time.Sleep(10 * time.Hour)
-		assert.DeepEqual(t, h.happened(), []string(nil))
-		mu.Lock()
-		assert.Check(t, opens == 1, "no more than one heartbeat hangs")
-		mu.Unlock()
-
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		err := h.Enter(ctx, uuid.NewString())
-		cancel()
-		assert.Assert(t, errdefs.IsUnavailable(err), "%v", err)
-		h.Leave(uuid.NewString())
-
-		mu.Lock()
-		close(hang)
-		hang = nil
-		mu.Unlock()
-		time.Sleep(2 * beatEvery)
-		events = h.happened()
-		assert.Equal(t, len(events), 1)
-		assert.Assert(t, strings.HasPrefix(events[0], "held "+v))
-
-		// Run ends though a heartbeat hangs.
-		mu.Lock()
-		hang = make(chan struct{})
-		mu.Unlock()
-		time.Sleep(2 * beatEvery)
-		stop()
-		close(hang)
-		synctest.Wait()
-	})
-}
-
-func (h *host) happened() []string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	events := h.events
-	h.events = nil
-	return events
-}
-
-func TestRunTriesAgainSoon(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := bubble(t, t.TempDir(), "a", nil)
-		tries := 0
-		h.onStep(func(step string) error {
-			if tries++; tries <= 3 {
-				return errors.New("no")
-			}
-			return nil
-		})
-		stop := h.run(t)
-		time.Sleep(3*retryBeat + time.Second)
-		_, err := h.record()
-		assert.NilError(t, err)
-		stop()
-	})
-}
-
-func TestRunTakesOverWhenTheOwnerIsDead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		root, v := t.TempDir(), uuid.NewString()
-		a, b := bubble(t, root, "a", nil), bubble(t, root, "b", nil)
-		stopA, stopB := a.run(t), b.run(t)
-		assert.NilError(t, b.take(v))
-		time.Sleep(time.Hour + time.Second)
-		assert.Assert(t, errdefs.IsConflict(a.take(v)))
-		assert.Equal(t, len(b.happened()), 0)
-		stopB() // it dies
-		b.age(time.Hour)
-		time.Sleep(doubtAfter + 2*beatEvery)
-		assert.Assert(t, errdefs.IsConflict(a.take(v)), "not before its own doubts are over")
-		time.Sleep(3 * beatEvery)
-		assert.NilError(t, a.take(v))
-		// It was not dead.
-		stopB = b.run(t)
-		time.Sleep(beatEvery)
-		events := b.happened()
-		assert.Equal(t, len(events), 2, "%q", events)
-		assert.Assert(t, strings.HasPrefix(events[0], "doubtful "+v) && events[1] == "lost "+v+": host a took it over", "%q", events)
-		assert.Equal(t, len(a.happened()), 0)
-		stopA()
-		stopB()
-	})
 }
 
 func FuzzRecords(f *testing.F) {
