@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
+	"gotest.tools/v3/poll"
 
 	"github.com/berth-plugin/berth/netplugin/link"
 	"github.com/berth-plugin/berth/shared/testkit"
@@ -51,14 +52,20 @@ func (l *lan) host(addrs ...string) *host {
 		x.addr("eth1", a)
 	}
 	x.Run("ip", "link", "set", "eth1", "up")
-	// The kernel learns of a carrier in the background, and its bridge drops frames until then.
-	l.sw.Run("sh", "-c", "for i in $(seq 500); do ip -d link show dev "+x.port+" | grep -q 'state forwarding' && exit; sleep 0.01; done; exit 1")
+	l.forwards(x.port)
 	var err error
 	x.h, err = link.Open(link.Options{NetNS: x.File()})
 	assert.NilError(l, err)
 	l.Cleanup(x.h.Close)
 	x.prober(Options{})
 	return x
+}
+
+// forwards waits until the switch does, from and to a port: the kernel learns of a
+// carrier in the background, and its bridge drops frames until then.
+func (l *lan) forwards(port string) {
+	l.Helper()
+	l.sw.Run("sh", "-c", "for i in $(seq 500); do ip -d link show dev "+port+" | grep -q 'state forwarding' && exit; sleep 0.01; done; exit 1")
 }
 
 // prober makes the host's Prober anew.
@@ -100,6 +107,27 @@ func (x *host) probe(addr string) *Conflict {
 	c, err := x.p.Probe(x.Context(), "eth1", netip.MustParseAddr(addr), Fast)
 	assert.NilError(x.T, err)
 	return c
+}
+
+// whileProbing does something while a probe waits for answers, and returns the error of
+// that.
+func (x *host) whileProbing(addr string, do func()) error {
+	x.Helper()
+	errs := make(chan error, 1)
+	go func() {
+		_, err := x.p.Probe(x.Context(), "eth1", netip.MustParseAddr(addr), Full) // seconds
+		errs <- err
+	}()
+	poll.WaitOn(x.T, func(poll.LogT) poll.Result {
+		x.p.mu.Lock()
+		defer x.p.mu.Unlock()
+		if s := x.p.segments["eth1"]; s != nil && len(s.queries) > 0 {
+			return poll.Success()
+		}
+		return poll.Continue("no probe has begun")
+	}, poll.WithDelay(time.Millisecond))
+	do()
+	return <-errs
 }
 
 // wantClear asks for addresses that nobody has.
