@@ -13,10 +13,10 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/berth-plugin/berth/netplugin/apply"
 	"github.com/berth-plugin/berth/netplugin/firewall"
 	"github.com/berth-plugin/berth/netplugin/hostport"
 	"github.com/berth-plugin/berth/netplugin/link"
@@ -52,7 +52,7 @@ func (m *Mode) SetLog(log *logrus.Entry) { m.log = log }
 // belongs to somebody else is a fault.Conflict, an adopted bridge that is gone a
 // fault.NotFound.
 func (m *Mode) EnsureNetwork(ctx context.Context, n options.Network) error {
-	return m.run(ctx, planNetwork(n))
+	return apply.Run(ctx, planNetwork(n), m.do)
 }
 
 // RemoveNetwork takes the network away, with the links and ports of endpoints that
@@ -93,7 +93,7 @@ func (m *Mode) releasePorts(n options.Network) error {
 // network exists. The container's end waits on the host, down, for dockerd to
 // move it. Failure and conflicts are as for EnsureNetwork.
 func (m *Mode) EnsureEndpoint(ctx context.Context, n options.Network, ep options.Endpoint) error {
-	return m.run(ctx, planEndpoint(n, ep, m.bridgedFiltered()))
+	return apply.Run(ctx, planEndpoint(n, ep, m.bridgedFiltered()), m.do)
 }
 
 // RemoveEndpoint ends what the endpoint publishes and removes the pair of links by
@@ -129,41 +129,8 @@ func (m *Mode) Restore(ctx context.Context, networks []options.Network, endpoint
 	return m.fw.Sync(ctx, rules, ports)
 }
 
-// undoTimeout bounds the way back, which also runs when the request's own time is
-// up.
-const undoTimeout = 5 * time.Second
-
-// run does the steps in order. After an error it undoes what it has done, in
-// reverse, and returns all errors.
-func (m *Mode) run(ctx context.Context, steps []step) error {
-	var undo []func(context.Context) error
-	for _, s := range steps {
-		inverse, err := m.do(ctx, s)
-		if inverse != nil {
-			undo = append(undo, inverse)
-		}
-		if err == nil {
-			continue
-		}
-		errs := []error{fmt.Errorf("%s: %w", s, err)}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-		defer cancel()
-		for i := len(undo) - 1; i >= 0; i-- {
-			if err := undo[i](ctx); err != nil {
-				errs = append(errs, fmt.Errorf("undo: %w", err))
-			}
-		}
-		return errors.Join(errs...)
-	}
-	return nil
-}
-
-// do does one step. The inverse is nil when nothing was made; it may come with an
-// error, when something was half made.
-func (m *Mode) do(ctx context.Context, s step) (inverse func(context.Context) error, err error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
+// do does one step, for apply.Run.
+func (m *Mode) do(ctx context.Context, s step) (inverse apply.Inverse, err error) {
 	switch s := s.(type) {
 	case checkForwarding:
 		return nil, m.fw.CheckForwarding(s.network)

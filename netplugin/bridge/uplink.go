@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/berth-plugin/berth/netplugin/apply"
 	"github.com/berth-plugin/berth/netplugin/link"
 	"github.com/berth-plugin/berth/netplugin/options"
 	"github.com/berth-plugin/berth/shared/fault"
@@ -52,7 +53,7 @@ func (m *Mode) adoptUplink(n options.Network) (options.Network, error) {
 
 // plugUplink makes the uplink, if it is a VLAN that is not there, and plugs it into
 // the bridge.
-func (m *Mode) plugUplink(n options.Network) (inverse func(context.Context) error, err error) {
+func (m *Mode) plugUplink(n options.Network) (inverse apply.Inverse, err error) {
 	made := false
 	if base, id, ok := n.SegmentVLAN(); ok {
 		if made, err = m.links.EnsureVLAN(n.Uplink, base, id); err != nil {

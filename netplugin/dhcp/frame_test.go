@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
 	"gotest.tools/v3/poll"
+
+	"github.com/berth-plugin/berth/netplugin/link"
 )
 
 // answer is a frame of a server with an acknowledgement for the identity.
@@ -122,7 +124,7 @@ func TestALANFullOfRubbish(t *testing.T) {
 	w.dnsmasq(w.leaseFile(), usualRange)
 	var fd int
 	var err error
-	assert.NilError(t, inNamespace(w.lan.File(), func() { fd, _, err = openSocket("srv") }))
+	assert.NilError(t, link.InNamespace(w.lan.File(), func() { fd, _, err = openSocket("srv") }))
 	assert.NilError(t, err)
 	defer unix.Close(fd)
 	send := func(b []byte) {
@@ -155,7 +157,7 @@ func TestVLANs(t *testing.T) {
 	w := newWorld(t)
 	var fd int
 	var err error
-	assert.NilError(t, inNamespace(w.lan.File(), func() { fd, _, err = openSocket("srv") }))
+	assert.NilError(t, link.InNamespace(w.lan.File(), func() { fd, _, err = openSocket("srv") }))
 	assert.NilError(t, err)
 	defer unix.Close(fd)
 	const priority = 5 << 13

@@ -6,13 +6,13 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"runtime"
 	"sync"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-plugin/berth/netplugin/link"
 	"github.com/berth-plugin/berth/shared/fault"
 )
 
@@ -132,7 +132,7 @@ func (p *port) openLocked() (*os.File, error) {
 	}
 	var fd int
 	var err error
-	if nsErr := inNamespace(p.ns, func() { fd, p.index, err = openSocket(p.parent) }); nsErr != nil {
+	if nsErr := link.InNamespace(p.ns, func() { fd, p.index, err = openSocket(p.parent) }); nsErr != nil {
 		return nil, nsErr
 	}
 	if err != nil {
@@ -258,34 +258,4 @@ func openSocket(link string) (fd, index int, err error) {
 	}
 	const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8 // in network order
 	return fd, index, unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: index})
-}
-
-// inNamespace runs fn on a thread in the namespace, nil for that of the process. A
-// socket belongs to the namespace it was opened in. The error is that fn was not
-// run.
-func inNamespace(ns *os.File, fn func()) error {
-	if ns == nil {
-		fn()
-		return nil
-	}
-	var err error
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		// Never unlocked: the thread dies instead of coming back to the runtime in
-		// the wrong namespace. The main thread cannot die; hold it and use another.
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			err = inNamespace(ns, fn)
-			runtime.UnlockOSThread()
-			return
-		}
-		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			err = fmt.Errorf("enter the network namespace: %w", err)
-			return
-		}
-		fn()
-	}()
-	<-done
-	return err
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-plugin/berth/netplugin/link"
 	"github.com/berth-plugin/berth/netplugin/options"
 	"github.com/berth-plugin/berth/shared/fault"
 )
@@ -121,7 +122,7 @@ func (m *Manager) Reserve(ctx context.Context, t Target, want []options.PortRequ
 		ports []options.PublishedPort
 		err   error
 	)
-	if nsErr := inNamespace(m.ns, func() { ports, err = m.reserveLocked(ctx, t, want) }); nsErr != nil {
+	if nsErr := link.InNamespace(m.ns, func() { ports, err = m.reserveLocked(ctx, t, want) }); nsErr != nil {
 		return nil, nsErr
 	}
 	return ports, err
@@ -138,7 +139,7 @@ func (m *Manager) Serve(ctx context.Context, t Target, ports []options.Published
 		return err
 	}
 	var err error
-	if nsErr := inNamespace(m.ns, func() { err = m.serveLocked(ctx, t, ports) }); nsErr != nil {
+	if nsErr := link.InNamespace(m.ns, func() { err = m.serveLocked(ctx, t, ports) }); nsErr != nil {
 		return nsErr
 	}
 	return err

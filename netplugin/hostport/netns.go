@@ -1,44 +1,12 @@
 package hostport
 
 import (
-	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
-
-// inNamespace runs fn on a thread in the namespace, nil for that of the process.
-// Sockets that fn opens belong to the namespace for ever, and files below
-// /proc/sys/net are those of the namespace. The error is that fn was not run.
-func inNamespace(ns *os.File, fn func()) error {
-	if ns == nil {
-		fn()
-		return nil
-	}
-	var err error
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		// Never unlocked: the thread dies instead of coming back to the runtime in
-		// the wrong namespace. The main thread cannot die; hold it and use another.
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			err = inNamespace(ns, fn)
-			runtime.UnlockOSThread()
-			return
-		}
-		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			err = fmt.Errorf("enter the network namespace: %w", err)
-			return
-		}
-		fn()
-	}()
-	<-done
-	return err
-}
 
 // hasIPv6 reports whether the thread's namespace has IPv6 switched on. Its
 // loopback address goes when it is switched off.

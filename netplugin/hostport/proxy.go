@@ -13,6 +13,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-plugin/berth/netplugin/link"
 	"github.com/berth-plugin/berth/netplugin/options"
 )
 
@@ -189,7 +190,7 @@ func (p *proxy) startLocked() error {
 	go func() {
 		defer p.running.Done()
 		ran := false
-		err := inNamespace(p.ns, func() {
+		err := link.InNamespace(p.ns, func() {
 			ran = true
 			started <- nil
 			p.run()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/berth-plugin/berth/netplugin/apply"
 	"github.com/berth-plugin/berth/netplugin/link"
 	"github.com/berth-plugin/berth/netplugin/options"
 	"github.com/berth-plugin/berth/shared/fault"
@@ -127,7 +128,7 @@ func (m *Mode) parentAddrs(parent string) ([]netip.Prefix, error) {
 }
 
 // ensureRoutes leads the host to an endpoint.
-func (m *Mode) ensureRoutes(s ensureRoutes) (inverse func(context.Context) error, err error) {
+func (m *Mode) ensureRoutes(s ensureRoutes) (inverse apply.Inverse, err error) {
 	addrs, err := m.parentAddrs(s.network.LAN.Parent)
 	if err != nil {
 		return nil, err

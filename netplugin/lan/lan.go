@@ -19,10 +19,10 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/berth-plugin/berth/netplugin/apply"
 	"github.com/berth-plugin/berth/netplugin/link"
 	"github.com/berth-plugin/berth/netplugin/options"
 )
@@ -68,7 +68,7 @@ func (m *Mode) EnsureNetwork(ctx context.Context, n options.Network) error {
 	defer m.mu.Unlock()
 	before, known := m.networks[n.ID]
 	m.networks[n.ID] = n
-	err := m.run(ctx, planNetwork(n))
+	err := apply.Run(ctx, planNetwork(n), m.do)
 	if err != nil {
 		if delete(m.networks, n.ID); known {
 			m.networks[n.ID] = before
@@ -107,7 +107,7 @@ func (m *Mode) RemoveNetwork(ctx context.Context, n options.Network) error {
 // is left alone. A parent that is missing or down is waited for for some seconds, as
 // it may be after a boot. Failure and conflicts are as for EnsureNetwork.
 func (m *Mode) EnsureEndpoint(ctx context.Context, n options.Network, ep options.Endpoint) error {
-	if err := m.run(ctx, planEndpoint(n, ep)); err != nil {
+	if err := apply.Run(ctx, planEndpoint(n, ep), m.do); err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -185,41 +185,8 @@ func (m *Mode) Restore(ctx context.Context, networks []options.Network, endpoint
 	return errors.Join(errs...)
 }
 
-// undoTimeout bounds the way back, which also runs when the request's own time is
-// up.
-const undoTimeout = 5 * time.Second
-
-// run does the steps in order. After an error it undoes what it has done, in
-// reverse, and returns all errors.
-func (m *Mode) run(ctx context.Context, steps []step) error {
-	var undo []func(context.Context) error
-	for _, s := range steps {
-		inverse, err := m.do(ctx, s)
-		if inverse != nil {
-			undo = append(undo, inverse)
-		}
-		if err == nil {
-			continue
-		}
-		errs := []error{fmt.Errorf("%s: %w", s, err)}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-		defer cancel()
-		for i := len(undo) - 1; i >= 0; i-- {
-			if err := undo[i](ctx); err != nil {
-				errs = append(errs, fmt.Errorf("undo: %w", err))
-			}
-		}
-		return errors.Join(errs...)
-	}
-	return nil
-}
-
-// do does one step. The inverse is nil when nothing was made; it may come with an
-// error, when something was half made.
-func (m *Mode) do(ctx context.Context, s step) (inverse func(context.Context) error, err error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
+// do does one step, for apply.Run.
+func (m *Mode) do(ctx context.Context, s step) (inverse apply.Inverse, err error) {
 	switch s := s.(type) {
 	case ensurePrivate:
 		created, err := m.links.EnsurePrivate(link.Private{Name: s.name, Peer: s.peer, NetworkID: s.networkID, MAC: s.mac, MTU: s.mtu})
@@ -248,7 +215,7 @@ func (m *Mode) do(ctx context.Context, s step) (inverse func(context.Context) er
 }
 
 // deletes is the inverse of making a link.
-func (m *Mode) deletes(created bool, name string, owner link.Owner) func(context.Context) error {
+func (m *Mode) deletes(created bool, name string, owner link.Owner) apply.Inverse {
 	if !created {
 		return nil
 	}

@@ -80,11 +80,21 @@ func (h *Handle) Close() {
 // NetNS is the namespace the handle works in, nil for that of the process.
 func (h *Handle) NetNS() *os.File { return h.ns }
 
-// In runs fn on a thread in the handle's namespace: file names below /proc and
-// child processes then mean that namespace.
-func (h *Handle) In(fn func() error) error {
-	if h.ns == nil {
-		return fn()
+// In runs fn on a thread in the handle's namespace, as InNamespace does.
+func (h *Handle) In(fn func() error) (err error) {
+	if nsErr := InNamespace(h.ns, func() { err = fn() }); nsErr != nil {
+		return nsErr
+	}
+	return err
+}
+
+// InNamespace runs fn on a thread in the network namespace, nil for that of the
+// process: file names below /proc and child processes then mean that namespace, and a
+// socket that fn opens belongs to it for ever. The error is that fn was not run.
+func InNamespace(ns *os.File, fn func()) error {
+	if ns == nil {
+		fn()
+		return nil
 	}
 	var err error
 	done := make(chan struct{})
@@ -94,13 +104,15 @@ func (h *Handle) In(fn func() error) error {
 		// the wrong namespace. The main thread cannot die; hold it and use another.
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			err = h.In(fn)
+			err = InNamespace(ns, fn)
 			runtime.UnlockOSThread()
 			return
 		}
-		if err = unix.Setns(int(h.ns.Fd()), unix.CLONE_NEWNET); err == nil {
-			err = fn()
+		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			err = fmt.Errorf("enter the network namespace: %w", err)
+			return
 		}
+		fn()
 	}()
 	<-done
 	return err
