@@ -1,7 +1,6 @@
 package commands
 
 import (
-	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -39,14 +38,7 @@ func TestBackupOutput(t *testing.T) {
 
 func TestBackupJSONIsOneObjectForEachLine(t *testing.T) {
 	w := newShelf(t)
-	for _, args := range []string{"target ls", "backup ls"} {
-		text := strings.TrimSpace(w.run(append(words(args), "--format", "json")...))
-		for line := range strings.Lines(text) {
-			var object map[string]any
-			assert.NilError(t, json.Unmarshal([]byte(line), &object), "%s: %s", args, line)
-			assert.Assert(t, len(object) > 3, "%s: %s", args, line)
-		}
-	}
+	w.wantJSONLines("target ls", "backup ls")
 }
 
 // Each of these is one request to the daemon, with all that the user said, and prints

@@ -53,14 +53,7 @@ func TestOutput(t *testing.T) {
 
 func TestJSONIsOneObjectForEachLine(t *testing.T) {
 	w := newWorld(t)
-	for _, args := range [][]string{{"network", "ls"}, {"endpoint", "ls"}, {"port"}, {"doctor"}, {"endpoint", "gc", "-n"}} {
-		lines := strings.Split(strings.TrimSpace(w.run(append(args, "--format", "json")...)), "\n")
-		for _, line := range lines {
-			var object map[string]any
-			assert.NilError(t, json.Unmarshal([]byte(line), &object), "%v: %s", args, line)
-			assert.Assert(t, len(object) > 3, "%v: %s", args, line)
-		}
-	}
+	w.wantJSONLines("network ls", "endpoint ls", "port", "doctor", "endpoint gc -n")
 	var details []networkDetail
 	assert.NilError(t, json.Unmarshal([]byte(w.run("network", "inspect", "aaaa")), &details))
 	assert.Equal(t, details[0].Name, "app9")

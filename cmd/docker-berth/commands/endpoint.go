@@ -35,11 +35,7 @@ func (a *app) endpointListCommand() *cobra.Command {
 }
 
 func (a *app) listEndpoints(ctx context.Context, o *listOptions) error {
-	args, err := o.filters()
-	if err != nil {
-		return err
-	}
-	client, err := a.connect(ctx, control.NetworkService)
+	args, client, err := a.filtered(ctx, o, control.NetworkService)
 	if err != nil {
 		return err
 	}
@@ -169,11 +165,7 @@ func (a *app) endpointCollectCommand() *cobra.Command {
 }
 
 func (a *app) collectEndpoints(ctx context.Context, o *listOptions, dryRun bool) error {
-	args, err := o.filters()
-	if err != nil {
-		return err
-	}
-	client, err := a.connect(ctx, control.NetworkService)
+	args, client, err := a.filtered(ctx, o, control.NetworkService)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"context"
 	"io"
 	"strings"
 	"time"
@@ -11,6 +12,8 @@ import (
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
+
+	"github.com/berth-plugin/berth/shared/control"
 )
 
 // listOptions are the flags of commands that print a list.
@@ -43,6 +46,17 @@ func (o *listOptions) filters() (filters.Args, error) {
 	}
 	args := o.filter.Value()
 	return args, args.Validate(known)
+}
+
+// filtered returns the filters and a client of the daemon that is asked for the list.
+// A wrong filter is told before one is looked for.
+func (a *app) filtered(ctx context.Context, o *listOptions, service string) (filters.Args, *control.Client, error) {
+	args, err := o.filters()
+	if err != nil {
+		return args, nil, err
+	}
+	client, err := a.connect(ctx, service)
+	return args, client, err
 }
 
 // A layout is how a list looks when the user does not say.

@@ -32,11 +32,7 @@ func (a *app) portCommand() *cobra.Command {
 }
 
 func (a *app) listPorts(ctx context.Context, refs []string, o *listOptions) error {
-	args, err := o.filters()
-	if err != nil {
-		return err
-	}
-	client, err := a.connect(ctx, control.NetworkService)
+	args, client, err := a.filtered(ctx, o, control.NetworkService)
 	if err != nil {
 		return err
 	}

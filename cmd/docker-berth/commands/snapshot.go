@@ -205,11 +205,7 @@ func (a *app) snapshotListCommand() *cobra.Command {
 }
 
 func (a *app) listSnapshots(ctx context.Context, o *listOptions, volume string) error {
-	args, err := o.filters()
-	if err != nil {
-		return err
-	}
-	client, err := a.connect(ctx, control.VolumeService)
+	args, client, err := a.filtered(ctx, o, control.VolumeService)
 	if err != nil {
 		return err
 	}

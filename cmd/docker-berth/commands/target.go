@@ -176,11 +176,7 @@ func (a *app) targetListCommand() *cobra.Command {
 }
 
 func (a *app) listTargets(ctx context.Context, o *listOptions) error {
-	args, err := o.filters()
-	if err != nil {
-		return err
-	}
-	client, err := a.connect(ctx, control.VolumeService)
+	args, client, err := a.filtered(ctx, o, control.VolumeService)
 	if err != nil {
 		return err
 	}

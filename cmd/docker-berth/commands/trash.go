@@ -34,11 +34,7 @@ func (a *app) trashListCommand() *cobra.Command {
 }
 
 func (a *app) listTrash(ctx context.Context, o *listOptions) error {
-	args, err := o.filters()
-	if err != nil {
-		return err
-	}
-	client, err := a.connect(ctx, control.VolumeService)
+	args, client, err := a.filtered(ctx, o, control.VolumeService)
 	if err != nil {
 		return err
 	}

@@ -42,14 +42,7 @@ func TestVolumeOutput(t *testing.T) {
 
 func TestVolumeJSONIsOneObjectForEachLine(t *testing.T) {
 	w := newShelf(t)
-	for _, args := range []string{"volume ls", "volume df", "volume df --roots", "snapshot ls", "trash ls"} {
-		text := strings.TrimSpace(w.run(append(words(args), "--format", "json")...))
-		for line := range strings.Lines(text) {
-			var object map[string]any
-			assert.NilError(t, json.Unmarshal([]byte(line), &object), "%s: %s", args, line)
-			assert.Assert(t, len(object) > 3, "%s: %s", args, line)
-		}
-	}
+	w.wantJSONLines("volume ls", "volume df", "volume df --roots", "snapshot ls", "trash ls")
 	var details []volumeDetail
 	assert.NilError(t, json.Unmarshal([]byte(w.run("volume", "inspect", "db", "files10")), &details))
 	assert.Equal(t, details[0].Snapshots[1].Name, "20261128T170000Z")

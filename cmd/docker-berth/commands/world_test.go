@@ -3,6 +3,7 @@ package commands
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -211,6 +212,19 @@ func (w *world) run(args ...string) string {
 	stdout, _, err := w.try(args...)
 	assert.NilError(w.t, err)
 	return stdout
+}
+
+// wantJSONLines checks that each of these lists has one object for each line, and a line.
+func (w *world) wantJSONLines(lists ...string) {
+	w.t.Helper()
+	for _, args := range lists {
+		text := strings.TrimSpace(w.run(append(words(args), "--format", "json")...))
+		for line := range strings.SplitSeq(text, "\n") {
+			var object map[string]any
+			assert.NilError(w.t, json.Unmarshal([]byte(line), &object), "%s: %s", args, line)
+			assert.Assert(w.t, len(object) > 3, "%s: %s", args, line)
+		}
+	}
 }
 
 func (w *world) In() io.Reader   { return &w.in }
