@@ -6,6 +6,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 
 	"github.com/berth-plugin/berth/volplugin/rooted"
 )
@@ -69,6 +70,33 @@ type Volume struct {
 // has.
 type Attributes struct {
 	UID, GID, Mode *uint32
+}
+
+// defaultMode of new data; dockerd replaces it when it copies an image's content.
+const defaultMode = 0o755
+
+// Set gives data its owner and mode and puts them on disk. created is true for new data.
+func (a Attributes) Set(data *rooted.Dir, created bool) (err error) {
+	if a.UID != nil || a.GID != nil {
+		if err := data.SetOwner(chownID(a.UID), chownID(a.GID)); err != nil {
+			return err
+		}
+	}
+	// After the owner: changing that clears set-ID bits.
+	if a.Mode != nil {
+		err = data.SetMode(*a.Mode)
+	} else if created {
+		err = data.SetMode(defaultMode)
+	}
+	return errors.Join(err, data.Sync())
+}
+
+// chownID is chown's form of an ID.
+func chownID(given *uint32) int {
+	if given == nil {
+		return -1
+	}
+	return int(*given)
 }
 
 // Abilities are what an engine can do in one place.

@@ -123,7 +123,7 @@ func TestGrowWhileWritten(t *testing.T) {
 		again := Grow(t.Context(), fd, kind, size)
 		stop.Store(true)
 		writer.Wait()
-		if kind == Ext4 && !hasSysResource(t) {
+		if kind == Ext4 && !mounttest.HasSysResource(t) {
 			assert.ErrorContains(t, err, "berthd lacks CAP_SYS_RESOURCE")
 			return
 		}
@@ -135,12 +135,6 @@ func TestGrowWhileWritten(t *testing.T) {
 		assert.NilError(t, err)
 		assert.Equal(t, info.Kind, kind)
 	})
-}
-
-func hasSysResource(t *testing.T) bool {
-	var data [2]unix.CapUserData
-	assert.NilError(t, unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0]))
-	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
 }
 
 func TestShrink(t *testing.T) {

@@ -168,28 +168,13 @@ func TestSecondDeviceIsRefused(t *testing.T) {
 func TestProcessesRace(t *testing.T) {
 	f := newImage(t, 4<<20)
 	for range 5 {
-		seen := map[string]bool{}
-		var ends []func()
-		var outputs []*bufio.Reader
+		var commands []*exec.Cmd
 		for range 6 {
 			cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
 			cmd.Env = append(os.Environ(), childEnv+"="+f.Name())
-			in, err := cmd.StdinPipe()
-			assert.NilError(t, err)
-			out, err := cmd.StdoutPipe()
-			assert.NilError(t, err)
-			assert.NilError(t, cmd.Start())
-			outputs = append(outputs, bufio.NewReader(out))
-			ends = append(ends, func() { _ = in.Close(); _ = cmd.Wait() })
+			commands = append(commands, cmd)
 		}
-		for _, out := range outputs {
-			line, err := out.ReadString('\n')
-			assert.Check(t, err)
-			seen[strings.TrimSpace(line)] = true
-		}
-		for _, end := range ends {
-			end()
-		}
+		seen := mounttest.FirstLines(t, commands...)
 		assert.Equal(t, len(seen), 1, "%v", seen)
 		assert.NilError(t, Released(t.Context(), fileOf(t, f)))
 	}

@@ -63,26 +63,7 @@ func setAttributes(top *rooted.Dir, attr engine.Attributes, created bool) error 
 		return err
 	}
 	defer data.Close()
-	if attr.UID != nil || attr.GID != nil {
-		if err := data.SetOwner(chownID(attr.UID), chownID(attr.GID)); err != nil {
-			return err
-		}
-	}
-	// After the owner: changing that clears set-ID bits.
-	if attr.Mode != nil {
-		err = data.SetMode(*attr.Mode)
-	} else if created {
-		err = data.SetMode(defaultMode)
-	}
-	return errors.Join(err, data.Sync())
-}
-
-// chownID is chown's form of an ID.
-func chownID(given *uint32) int {
-	if given == nil {
-		return -1
-	}
-	return int(*given)
+	return attr.Set(data, created)
 }
 
 // build makes an image in Tmp with an empty data directory, and lets fill put

@@ -20,9 +20,6 @@ import (
 	"github.com/berth-plugin/berth/volplugin/rooted"
 )
 
-// defaultMode of new data; dockerd replaces it when it copies an image's content.
-const defaultMode = 0o755
-
 // suffix of image files; their names without it are those of volumes and snapshots.
 const suffix = ".img"
 

@@ -4,8 +4,6 @@ import (
 	"os"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/berth-plugin/berth/volplugin/engine"
 	"github.com/berth-plugin/berth/volplugin/engine/btrfs"
 	"github.com/berth-plugin/berth/volplugin/engine/copying"
@@ -65,15 +63,6 @@ func rootOn(t testing.TB, fs string) engine.Place {
 	return enginetest.NewPlace(t, mounttest.Disk(t, fs, 64<<30))
 }
 
-func hasSysResource(t *testing.T) bool {
-	t.Helper()
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0]); err != nil {
-		t.Fatal(err)
-	}
-	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
-}
-
 func TestEngine(t *testing.T) {
 	t.Parallel()
 	for root, newPlace := range roots {
@@ -88,7 +77,7 @@ func TestEngine(t *testing.T) {
 					enginetest.Template(engine.Volume{Size: size(kind), FS: string(kind)}),
 					enginetest.Files(func(p engine.Place, name string) string { return p.Images.Path() + "/" + imageName(name) }),
 				}
-				if kind == filesystem.Ext4 && !hasSysResource(t) {
+				if kind == filesystem.Ext4 && !mounttest.HasSysResource(t) {
 					options = append(options, enginetest.Fixed())
 				}
 				enginetest.Run(t, only(kind), newPlace, options...)

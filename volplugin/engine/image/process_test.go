@@ -18,6 +18,7 @@ import (
 
 	"github.com/berth-plugin/berth/volplugin/engine"
 	"github.com/berth-plugin/berth/volplugin/filesystem"
+	"github.com/berth-plugin/berth/volplugin/internal/mounttest"
 	"github.com/berth-plugin/berth/volplugin/loop"
 	"github.com/berth-plugin/berth/volplugin/rooted"
 )
@@ -162,27 +163,11 @@ func TestProcessesAttachTogether(t *testing.T) {
 	create(t, e, p, v)
 	o := order{Call: "attach", Root: p.Root.Path(), Local: p.Local, From: v}
 	for range 3 {
-		seen := map[string]bool{}
-		var ends []func()
-		var outputs []*bufio.Reader
+		var commands []*exec.Cmd
 		for range 5 {
-			cmd := command(t, o, true)
-			in, err := cmd.StdinPipe()
-			assert.NilError(t, err)
-			out, err := cmd.StdoutPipe()
-			assert.NilError(t, err)
-			assert.NilError(t, cmd.Start())
-			outputs = append(outputs, bufio.NewReader(out))
-			ends = append(ends, func() { _ = in.Close(); _ = cmd.Wait() })
+			commands = append(commands, command(t, o, true))
 		}
-		for _, out := range outputs {
-			line, err := out.ReadString('\n')
-			assert.Check(t, err)
-			seen[strings.TrimSpace(line)] = true
-		}
-		for _, end := range ends {
-			end()
-		}
+		seen := mounttest.FirstLines(t, commands...)
 		assert.Equal(t, len(seen), 1, "%v", seen)
 		for device := range seen {
 			assert.Assert(t, strings.HasPrefix(device, "/dev/loop"), device)
@@ -213,7 +198,7 @@ func TestKilled(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			e, p := New(all()), roots[test.root](t)
 			for call, do := range calls {
-				if call == "grow" && test.kind == filesystem.Ext4 && !hasSysResource(t) {
+				if call == "grow" && test.kind == filesystem.Ext4 && !mounttest.HasSysResource(t) {
 					continue
 				}
 				for kill := 0; ; kill++ {

@@ -167,7 +167,7 @@ func TestGrowWhileWritten(t *testing.T) {
 			}
 		})
 		err = e.Resize(t.Context(), p, v, v.Size+200*mebi)
-		if kind == filesystem.Ext4 && !hasSysResource(t) {
+		if kind == filesystem.Ext4 && !mounttest.HasSysResource(t) {
 			assert.ErrorContains(t, err, "CAP_SYS_RESOURCE")
 			err = nil
 		}

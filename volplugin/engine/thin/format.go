@@ -12,9 +12,6 @@ import (
 	"github.com/berth-plugin/berth/volplugin/rooted"
 )
 
-// defaultMode of new data; dockerd replaces it when it copies an image's content.
-const defaultMode = 0o755
-
 // takeOver gives existing data the attributes that were asked for.
 func (o *opened) takeOver(ctx context.Context, v engine.Volume, ptr pointer, attr engine.Attributes) error {
 	if ptr.Volume != v.UUID {
@@ -99,26 +96,7 @@ func setAttributes(top *rooted.Dir, attr engine.Attributes, created bool) error 
 		return err
 	}
 	defer data.Close()
-	if attr.UID != nil || attr.GID != nil {
-		if err := data.SetOwner(chownID(attr.UID), chownID(attr.GID)); err != nil {
-			return err
-		}
-	}
-	// After the owner: changing that clears set-ID bits.
-	if attr.Mode != nil {
-		err = data.SetMode(*attr.Mode)
-	} else if created {
-		err = data.SetMode(defaultMode)
-	}
-	return errors.Join(err, data.Sync())
-}
-
-// chownID is chown's form of an ID.
-func chownID(given *uint32) int {
-	if given == nil {
-		return -1
-	}
-	return int(*given)
+	return attr.Set(data, created)
 }
 
 // isEmpty looks into a volume.

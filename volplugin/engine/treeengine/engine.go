@@ -14,9 +14,6 @@ import (
 	"github.com/berth-plugin/berth/volplugin/rooted"
 )
 
-// defaultMode of new data; dockerd replaces it when it copies an image's content.
-const defaultMode = 0o755
-
 // New makes an engine of what a file system can do with trees.
 func New(trees engine.Trees) engine.Engine { return trunk{trees} }
 
@@ -94,26 +91,7 @@ func (e trunk) prepare(ctx context.Context, p engine.Place, v engine.Volume, att
 	if err := p.Before(ctx, "create.attributes"); err != nil {
 		return err
 	}
-	if attr.UID != nil || attr.GID != nil {
-		if err := data.SetOwner(id(attr.UID), id(attr.GID)); err != nil {
-			return err
-		}
-	}
-	// After the owner: changing that clears set-ID bits.
-	if attr.Mode != nil {
-		err = data.SetMode(*attr.Mode)
-	} else if created {
-		err = data.SetMode(defaultMode)
-	}
-	return errors.Join(err, data.Sync(), p.Root.Sync())
-}
-
-// id is chown's form of an ID.
-func id(given *uint32) int {
-	if given == nil {
-		return -1
-	}
-	return int(*given)
+	return errors.Join(attr.Set(data, created), p.Root.Sync())
 }
 
 // limit sets a limit on a tree that may have content.
