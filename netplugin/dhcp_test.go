@@ -66,7 +66,7 @@ func TestLeasesOutliveTheDaemon(t *testing.T) {
 				last = got
 				return poll.Success()
 			}
-			return poll.Continue("not renewed: %s", e.log())
+			return poll.Continue("not renewed: %s", e.said.String())
 		}, poll.WithDelay(20*time.Millisecond), poll.WithTimeout(10*time.Second))
 		stored, ok := e.d.store.leases.leaseOf(n.id, c.ip())
 		assert.Assert(t, ok)
@@ -116,7 +116,7 @@ func TestSilentServer(t *testing.T) {
 	e.serve(usualRange)
 	c := mustRun(t, e.testEnv, n, "c", "")
 	assert.Assert(t, c.addr != a.addr && c.addr != b.addr)
-	assert.Assert(t, !strings.Contains(e.log(), "DHCPRELEASE"), e.log())
+	assert.Assert(t, !strings.Contains(e.said.String(), "DHCPRELEASE"), e.said.String())
 }
 
 // With the lease, a server that has forgotten it is asked first.
@@ -177,14 +177,14 @@ func TestAddressesByNameFromADHCPServer(t *testing.T) {
 	e.ping(c)
 
 	// Nobody need be asked for what is in use here.
-	asked := strings.Count(e.log(), "DHCPDISCOVER")
+	asked := strings.Count(e.said.String(), "DHCPDISCOVER")
 	_, err := e.run(n, "d", "10.9.0.123")
 	assert.ErrorContains(t, err, "address 10.9.0.123 of subnet 10.9.0.0/24 is already in use by endpoint "+c.endpoint[:12])
 	_, err = e.run(n, "d", "10.9.0.1")
 	assert.ErrorContains(t, err, "address 10.9.0.1 of subnet 10.9.0.0/24 is already in use as the gateway")
 	_, err = e.run(n, "d", "10.8.0.1")
 	assert.ErrorContains(t, err, "address 10.8.0.1: want one of subnet 10.9.0.0/24")
-	assert.Equal(t, strings.Count(e.log(), "DHCPDISCOVER"), asked)
+	assert.Equal(t, strings.Count(e.said.String(), "DHCPDISCOVER"), asked)
 
 	// The server has it not.
 	_, err = e.run(n, "d", "10.9.0.7")

@@ -37,7 +37,7 @@ func TestServerHearsOfWhatEndedBeforeAKill(t *testing.T) {
 	assert.Equal(t, e.manager.Status()[0].Lease.Addr, b.ip())
 	e.part()
 	e.hears("DHCPRELEASE(eth0) " + a.ip().String())
-	assert.Equal(t, strings.Count(e.log(), "DHCPRELEASE"), 2, e.log()) // and early's
+	assert.Equal(t, strings.Count(e.said.String(), "DHCPRELEASE"), 2, e.said.String()) // and early's
 
 	// A container that begins meanwhile is the same client, and keeps what it gets.
 	assert.NilError(t, e.stop(b))
@@ -46,7 +46,7 @@ func TestServerHearsOfWhatEndedBeforeAKill(t *testing.T) {
 	assert.Equal(t, again.addr, b.addr)
 	assert.Equal(t, again.mac, b.mac)
 	e.part()
-	assert.Assert(t, !strings.Contains(e.log(), "DHCPRELEASE(eth0) "+b.ip().String()), e.log())
+	assert.Assert(t, !strings.Contains(e.said.String(), "DHCPRELEASE(eth0) "+b.ip().String()), e.said.String())
 	e.ping(again)
 
 	// Long after, the server's time has done it.
@@ -127,7 +127,7 @@ func TestTwoNetworksOnOneLANWithDHCP(t *testing.T) {
 		}
 	}
 	assert.Equal(t, len(e.manager.Status()), 4)
-	assert.Assert(t, !strings.Contains(e.log(), "DHCPRELEASE"), e.log())
+	assert.Assert(t, !strings.Contains(e.said.String(), "DHCPRELEASE"), e.said.String())
 }
 
 // A server that offers what another network's container has.
@@ -146,7 +146,7 @@ func TestServerOffersWhatIsInUse(t *testing.T) {
 	_, err = e.request(second, nil)
 	assert.ErrorContains(t, err, "a container of this host has it")
 	assert.Equal(t, len(e.manager.Status()), 1)
-	assert.Assert(t, !strings.Contains(e.log(), "DHCPRELEASE"), e.log())
+	assert.Assert(t, !strings.Contains(e.said.String(), "DHCPRELEASE"), e.said.String())
 }
 
 // The network is not what the server says of the LAN.

@@ -1,7 +1,6 @@
 package netplugin
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -37,8 +35,7 @@ type dhcpEnv struct {
 	manager   *dhcp.Manager
 	prober    *probe.Prober
 
-	mu   sync.Mutex
-	said bytes.Buffer
+	said testkit.Output // of the server
 }
 
 // usualRange has room for 50, for two minutes each: dnsmasq knows no shorter time.
@@ -75,43 +72,23 @@ func newDHCPEnv(t *testing.T) *dhcpEnv {
 	return e
 }
 
-// Write takes what the server says.
-func (e *dhcpEnv) Write(b []byte) (int, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.said.Write(b)
-}
-
-func (e *dhcpEnv) log() string {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.said.String()
-}
-
 // hears waits until the server has said this.
 func (e *dhcpEnv) hears(words string) {
 	e.t.Helper()
-	poll.WaitOn(e.t, func(poll.LogT) poll.Result {
-		if strings.Contains(e.log(), words) {
-			return poll.Success()
-		}
-		return poll.Continue("no %q in: %s", words, e.log())
-	}, poll.WithDelay(5*time.Millisecond), poll.WithTimeout(10*time.Second))
+	e.said.WaitFor(e.t, words)
 }
 
 // serve starts the server.
 func (e *dhcpEnv) serve(addresses string, args ...string) {
 	e.t.Helper()
-	e.mu.Lock()
 	e.said.Reset()
-	e.mu.Unlock()
 	e.lan.Do(func() {
 		e.server = exec.CommandContext(context.Background(), "/usr/sbin/dnsmasq", append([]string{
 			"--keep-in-foreground", "--conf-file=/dev/null", "--no-hosts", "--no-resolv", "--port=0", "--interface=eth0",
 			"--bind-interfaces", "--user=root", "--pid-file=", "--log-facility=-", "--log-dhcp", "--no-ping",
 			"--dhcp-leasefile=" + e.leases, "--dhcp-authoritative", "--dhcp-range=" + addresses,
 		}, args...)...)
-		e.server.Stdout, e.server.Stderr = e, e
+		e.server.Stdout, e.server.Stderr = &e.said, &e.said
 		assert.NilError(e.t, e.server.Start())
 	})
 	e.t.Cleanup(e.die)

@@ -33,7 +33,7 @@ func TestAcquire(t *testing.T) {
 	assert.Assert(t, strings.Contains(w.lan.Run("ip", "link", "show", "srv"), l.ServerMAC.String()))
 	assert.Assert(t, l.Expires.Sub(before) >= 2*time.Minute-time.Second && l.Expires.Sub(before) < 130*time.Second)
 	assert.Assert(t, l.T1.Before(l.T2) && l.T2.Before(l.Expires) && l.T1.After(before))
-	assert.Assert(t, strings.Contains(s.log(), "my-web-1"), s.log())
+	assert.Assert(t, strings.Contains(s.String(), "my-web-1"), s.String())
 	c := w.m.Counts()
 	assert.Equal(t, c.Offers, uint64(1))
 	assert.Equal(t, c.Acks, uint64(1))

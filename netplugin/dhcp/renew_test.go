@@ -170,7 +170,7 @@ func TestNakOfAServerThatGivesTheAddressAgain(t *testing.T) {
 	s = w.dnsmasq(w.leaseFile(), usualRange) // another file: it knows nobody
 	w.jump(62 * time.Second)
 	assert.Equal(t, w.event().Kind, EventRenewed)
-	t.Log(s.log())
+	t.Log(s.String())
 }
 
 func TestRestore(t *testing.T) {

@@ -1,7 +1,6 @@
 package dhcp
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -15,7 +14,6 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"gotest.tools/v3/assert"
-	"gotest.tools/v3/poll"
 
 	"github.com/berth-plugin/berth/shared/testkit"
 )
@@ -128,36 +126,19 @@ func (w *world) container(l Lease) *testkit.Netns {
 
 // A server is a DHCP server's process.
 type server struct {
-	t    *testing.T
-	cmd  *exec.Cmd
-	mu   sync.Mutex
-	said bytes.Buffer
-}
+	testkit.Output
 
-func (s *server) Write(b []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.said.Write(b)
-}
-
-func (s *server) log() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.said.String()
+	t   *testing.T
+	cmd *exec.Cmd
 }
 
 // waitFor waits until the server has said this.
 func (s *server) waitFor(words string) {
 	s.t.Helper()
-	poll.WaitOn(s.t, func(poll.LogT) poll.Result {
-		if strings.Contains(s.log(), words) {
-			return poll.Success()
-		}
-		return poll.Continue("no %q in: %s", words, s.log())
-	}, poll.WithDelay(5*time.Millisecond), poll.WithTimeout(10*time.Second))
+	s.WaitFor(s.t, words)
 }
 
-func (s *server) count(words string) int { return strings.Count(s.log(), words) }
+func (s *server) count(words string) int { return strings.Count(s.String(), words) }
 
 // stop kills the server and waits for it.
 func (s *server) stop() {
@@ -176,7 +157,7 @@ func (w *world) serve(ready string, argv ...string) *server {
 	w.t.Cleanup(func() {
 		s.stop()
 		if w.t.Failed() {
-			w.t.Logf("%s: %s", argv[0], s.log())
+			w.t.Logf("%s: %s", argv[0], s.String())
 		}
 	})
 	s.waitFor(ready)
