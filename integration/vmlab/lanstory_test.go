@@ -4,7 +4,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"gotest.tools/v3/assert"
@@ -24,10 +23,11 @@ type lanStory struct {
 // tellLANStory plays what a user does with docker on a LAN.
 func tellLANStory(t *testing.T) {
 	s := furnishLAN(t)
-	for _, chapter := range []struct {
-		name string
-		tell func(*lanStory, *testing.T)
-	}{
+	on := func(t *testing.T) *lanStory {
+		s.host, s.neighbour = s.host.On(t), s.neighbour.On(t)
+		return s
+	}
+	tell(t, on, []chapter[*lanStory]{
 		{"ipvlan l2 with access to the host", (*lanStory).ipvlanL2},
 		{"a VLAN with its neighbours", (*lanStory).vlan50},
 		{"VLANs go with the last network unless they are foreign", (*lanStory).lastOnVLAN},
@@ -35,16 +35,7 @@ func tellLANStory(t *testing.T) {
 		{"the host loses its power", (*lanStory).powerLost},
 		{"ipvlan l3s", (*lanStory).ipvlanL3S},
 		{"nothing is left", (*lanStory).nothingLeft},
-	} {
-		began := time.Now()
-		if !t.Run(chapter.name, func(t *testing.T) {
-			s.host, s.neighbour = s.host.On(t), s.neighbour.On(t)
-			chapter.tell(s, t)
-		}) {
-			return // the next would stumble over what this one left
-		}
-		t.Logf("%.1f s: %s", time.Since(began).Seconds(), chapter.name)
-	}
+	})
 }
 
 func furnishLAN(t *testing.T) *lanStory {

@@ -25,10 +25,7 @@ func TestNFSRoots(t *testing.T) {
 	}
 	InGuest(t, opts, func(t *testing.T) {
 		s := furnishShares(t)
-		for _, chapter := range []struct {
-			name string
-			tell func(*shares, *testing.T)
-		}{
+		tell(t, s.on, []chapter[*shares]{
 			{"a missing directory is made, and both nodes have the volume", (*shares).sameVolume},
 			{"a directory with somebody's data is refused, and taken over from above it", (*shares).foreign},
 			{"a removal on one node leaves the other's container alive", (*shares).removeInUse},
@@ -36,13 +33,7 @@ func TestNFSRoots(t *testing.T) {
 			{"the server comes back", (*shares).serverBack},
 			{"stale handles", (*shares).stale},
 			{"a node loses its power while the server is down", (*shares).reboot},
-		} {
-			began := time.Now()
-			if !t.Run(chapter.name, func(t *testing.T) { chapter.tell(s.on(t), t) }) {
-				return // the next would stumble over what this one left
-			}
-			t.Logf("%.1f s: %s", time.Since(began).Seconds(), chapter.name)
-		}
+		})
 	})
 }
 

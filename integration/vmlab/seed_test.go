@@ -39,23 +39,14 @@ func TestSeedStory(t *testing.T) {
 	}
 	InGuest(t, opts, func(t *testing.T) {
 		s := furnish(t)
-		for _, chapter := range []struct {
-			name string
-			tell func(*seed, *testing.T)
-		}{
+		tell(t, s.on, []chapter[*seed]{
 			{"a volume made on node1 serves the same page on both", (*seed).samePage},
 			{"a container moves and finds its data", (*seed).move},
 			{"a volume removed on one node while the other uses it is in the trash", (*seed).removeInUse},
 			{"the server goes away", (*seed).serverAway},
 			{"the server comes back", (*seed).serverBack},
 			{"an unmounted root is never taken for an empty one", (*seed).unmounted},
-		} {
-			began := time.Now()
-			if !t.Run(chapter.name, func(t *testing.T) { chapter.tell(s.on(t), t) }) {
-				return // the next would stumble over what this one left
-			}
-			t.Logf("%.1f s: %s", time.Since(began).Seconds(), chapter.name)
-		}
+		})
 	})
 }
 
