@@ -50,7 +50,7 @@ const (
 // measureBackups backs up two loads in two kinds of storage.
 func measureBackups(ctx context.Context, s settings) (*report, error) {
 	if s.same {
-		return nil, errors.New("Docker's own driver has no backups: leave -same out")
+		return nil, errors.New("-same: Docker's own driver has no backups, leave it out")
 	}
 	r := &report{}
 	for _, kind := range storages() {
@@ -88,7 +88,7 @@ func backupsOf(ctx context.Context, s settings, kind storage, load backupLoad) (
 // A backupBench is one host with two repositories.
 type backupBench struct {
 	*site
-	ctx  context.Context
+	ctx  context.Context //nolint:containedctx // of one measurement
 	grid *grid
 }
 

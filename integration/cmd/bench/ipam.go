@@ -144,7 +144,7 @@ func awaitAddresses(ctx context.Context, args []string, w io.Writer) error {
 // measureAddresses takes addresses and gives them back, without containers.
 func measureAddresses(ctx context.Context, s settings) (r *report, err error) {
 	if s.same {
-		return nil, errors.New("no address of Docker's own is asked for over a socket: leave -same out")
+		return nil, errors.New("-same: no address of Docker's own is asked for over a socket, leave it out")
 	}
 	t, err := newSite(ctx, "ipam", s, siteOptions{plugins: []string{"berth-net"}})
 	if err != nil {

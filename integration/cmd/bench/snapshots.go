@@ -87,7 +87,7 @@ const usualSnapshots = 3
 // measureSnapshots makes snapshots of one tree in each kind of storage.
 func measureSnapshots(ctx context.Context, s settings) (*report, error) {
 	if s.same {
-		return nil, errors.New("Docker's own driver has no snapshots: leave -same out")
+		return nil, errors.New("-same: Docker's own driver has no snapshots, leave it out")
 	}
 	r := &report{}
 	for _, kind := range storages() {

@@ -161,7 +161,7 @@ func runVolumeGets(ctx context.Context, args []string, w io.Writer) error {
 // measureVolumes asks the plugin as dockerd does, and lets containers write.
 func measureVolumes(ctx context.Context, s settings) (r *report, err error) {
 	if s.same {
-		return nil, errors.New("Docker's own driver is not called over a socket: leave -same out")
+		return nil, errors.New("-same: Docker's own driver is not called over a socket, leave it out")
 	}
 	t, err := newSite(ctx, "volumes", s, siteOptions{plugins: []string{"berth-vol"}})
 	if err != nil {
