@@ -259,6 +259,23 @@ type Cutter interface {
 	Cut(ctx context.Context, p Place, v Volume) error
 }
 
+// A Mark says in the words of an engine which state of a volume's data a snapshot has. It
+// can be kept when the snapshot is gone.
+type Mark string
+
+// A Comparer is an Engine that can tell without reading files whether a volume has changed
+// between two snapshots.
+type Comparer interface {
+	Engine
+	// Mark describes a snapshot; "" when it is none that could be compared with a later
+	// one.
+	Mark(ctx context.Context, p Place, v Volume, snap string) (Mark, error)
+	// Unchanged tells whether a snapshot has in every byte and attribute that a backup
+	// holds what the snapshot had that since is the Mark of. In doubt it is false; it may
+	// be false for what is the same, as when only an access time has changed.
+	Unchanged(ctx context.Context, p Place, v Volume, snap string, since Mark) (bool, error)
+}
+
 // A Pooled Engine keeps the volumes of a place in one pool, which has a size of its own.
 type Pooled interface {
 	Engine

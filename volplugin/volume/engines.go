@@ -125,6 +125,35 @@ func (r *Root) Pool(ctx context.Context, name string) (engine.Pool, error) {
 	return pool, failed(err)
 }
 
+// Mark describes a snapshot, as engine.Comparer says; "" for engines that compare none.
+func (r *Root) Mark(ctx context.Context, rec Record, snapshot string) (engine.Mark, error) {
+	eng, p, err := r.keeper(rec)
+	if err != nil {
+		return "", err
+	}
+	comparer, ok := eng.(engine.Comparer)
+	if !ok {
+		return "", nil
+	}
+	mark, err := comparer.Mark(ctx, p, rec.volume(), snapshot)
+	return mark, failed(err)
+}
+
+// Unchanged tells whether a snapshot has what an earlier one had that since is the Mark of,
+// as engine.Comparer says; false for engines that compare none.
+func (r *Root) Unchanged(ctx context.Context, rec Record, snapshot string, since engine.Mark) (bool, error) {
+	eng, p, err := r.keeper(rec)
+	if err != nil {
+		return false, err
+	}
+	comparer, ok := eng.(engine.Comparer)
+	if !ok {
+		return false, nil
+	}
+	same, err := comparer.Unchanged(ctx, p, rec.volume(), snapshot, since)
+	return same, failed(err)
+}
+
 // Abilities are what the engine of a volume can do in this root.
 func (r *Root) Abilities(ctx context.Context, rec Record) (engine.Abilities, error) {
 	eng, p, err := r.keeper(rec)

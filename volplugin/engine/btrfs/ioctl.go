@@ -17,15 +17,18 @@ const (
 	subvolCreate  = write | 4096<<16 | 0x94<<8 | 14
 	snapDestroy   = write | 4096<<16 | 0x94<<8 | 15
 	treeSearch    = write | read | 4096<<16 | 0x94<<8 | 17
+	treeSearchV2  = write | read | 112<<16 | 0x94<<8 | 17
 	inoLookup     = write | read | 4096<<16 | 0x94<<8 | 18
 	snapCreateV2  = write | 4096<<16 | 0x94<<8 | 23
 	subvolGet     = read | 8<<16 | 0x94<<8 | 25
 	subvolSet     = write | 8<<16 | 0x94<<8 | 26
+	fsInfo        = read | 1024<<16 | 0x94<<8 | 31
 	quotaControl  = write | read | 16<<16 | 0x94<<8 | 40
 	qgroupCreate  = write | 16<<16 | 0x94<<8 | 42
 	qgroupLimit   = read | 48<<16 | 0x94<<8 | 43
 	quotaRescan   = write | 64<<16 | 0x94<<8 | 44
 	rescanStatus  = read | 64<<16 | 0x94<<8 | 45
+	getSubvolInfo = read | 504<<16 | 0x94<<8 | 60
 	snapDestroyV2 = write | 4096<<16 | 0x94<<8 | 63
 )
 
@@ -60,6 +63,13 @@ type searchArgs struct {
 	buffer [4096 - 104]byte
 }
 
+// bigSearchArgs is struct btrfs_ioctl_search_args_v2, with a buffer for all of a small tree.
+type bigSearchArgs struct {
+	key    searchKey
+	size   uint64
+	buffer [2 * smallTree]byte
+}
+
 // searchKey is struct btrfs_ioctl_search_key.
 type searchKey struct {
 	tree                                       uint64
@@ -72,6 +82,31 @@ type searchKey struct {
 // limitArgs is struct btrfs_ioctl_qgroup_limit_args.
 type limitArgs struct {
 	qgroup, flags, maxReferenced, maxExclusive, _, _ uint64
+}
+
+// subvolumeInfo is struct btrfs_ioctl_get_subvol_info_args.
+type subvolumeInfo struct {
+	id                                     uint64
+	_                                      [256]byte // its name
+	_, _                                   uint64    // where it is
+	generation, flags                      uint64
+	uuid, parent, received                 [16]byte
+	ctransid, otransid, stransid, rtransid uint64
+	ctime, otime, stime, rtime             timespec
+	_                                      [8]uint64
+}
+
+// timespec is struct btrfs_ioctl_timespec.
+type timespec struct {
+	seconds        uint64
+	nanoseconds, _ uint32
+}
+
+// fileSystemInfo is struct btrfs_ioctl_fs_info_args.
+type fileSystemInfo struct {
+	_, _ uint64 // devices
+	id   [16]byte
+	_    [992]byte
 }
 
 // ioctl makes a request. arg points to its argument.

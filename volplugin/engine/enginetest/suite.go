@@ -95,6 +95,7 @@ func Run(t *testing.T, e engine.Engine, newPlace func(testing.TB) engine.Place, 
 		"abandon survives kills":                           testAbandonInterrupted,
 		"volumes live side by side":                        testTogether,
 		"destroy survives kills":                           testDestroyInterrupted,
+		"what has changed is noticed":                      testCompare,
 		"a probe says what the root can do":                testProbe,
 	} {
 		t.Run(name, func(t *testing.T) { test(s.bench(t)) })

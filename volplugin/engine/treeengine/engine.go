@@ -15,7 +15,12 @@ import (
 )
 
 // New makes an engine of what a file system can do with trees.
-func New(trees engine.Trees) engine.Engine { return trunk{trees} }
+func New(trees engine.Trees) engine.Engine {
+	if marked, ok := trees.(marker); ok {
+		return comparer{trunk{trees}, marked}
+	}
+	return trunk{trees}
+}
 
 // trunk implements engine.Engine.
 type trunk struct{ trees engine.Trees }
@@ -25,6 +30,38 @@ type trunk struct{ trees engine.Trees }
 type pruner interface {
 	// Prune removes an empty tree. The error is rmdir's.
 	Prune(parent *rooted.Dir, name string) error
+}
+
+// A marker is a kind of trees of which the file system knows when they were changed.
+type marker interface {
+	// Mark and Unchanged are those of engine.Comparer, for the top directory of a
+	// read-only copy.
+	Mark(ctx context.Context, tree *rooted.Dir) (engine.Mark, error)
+	Unchanged(ctx context.Context, tree *rooted.Dir, since engine.Mark) (bool, error)
+}
+
+// comparer implements engine.Comparer.
+type comparer struct {
+	trunk
+	marker marker
+}
+
+func (e comparer) Mark(ctx context.Context, p engine.Place, v engine.Volume, snap string) (engine.Mark, error) {
+	dir, err := e.source(p, v, snap)
+	if err != nil {
+		return "", err
+	}
+	defer dir.Close()
+	return e.marker.Mark(ctx, dir)
+}
+
+func (e comparer) Unchanged(ctx context.Context, p engine.Place, v engine.Volume, snap string, since engine.Mark) (bool, error) {
+	dir, err := e.source(p, v, snap)
+	if err != nil {
+		return false, err
+	}
+	defer dir.Close()
+	return e.marker.Unchanged(ctx, dir, since)
 }
 
 func (e trunk) Name() string { return e.trees.Name() }
