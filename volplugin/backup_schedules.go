@@ -134,7 +134,11 @@ func (d *Driver) backupDue(ctx context.Context, job schedule.Job) error {
 	if err != nil {
 		return err
 	}
-	log.Infof("backup %s made by schedule, consistency %s, %d bytes added, in %s", done.Reference, done.Consistency, done.Added, done.Took.Round(time.Millisecond))
+	if done.Unchanged {
+		log.Infof("volume %s has not changed since backup %s was made at %s", name, done.Reference, done.Time.Format(time.RFC3339))
+	} else {
+		log.Infof("backup %s made by schedule, consistency %s, %d bytes added, in %s", done.Reference, done.Consistency, done.Added, done.Took.Round(time.Millisecond))
+	}
 	if done.Incomplete {
 		return fmt.Errorf("backup %s is incomplete: %s", done.Reference, strings.Join(done.Missing, "; "))
 	}

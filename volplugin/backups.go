@@ -131,7 +131,8 @@ type backupState struct {
 	Last     time.Time
 	Error    string `json:",omitempty"`
 	Failures int    `json:",omitempty"`
-	// Good is the reference of the last good one, of the data at GoodTime.
+	// Good is the reference of the last good one. GoodTime is when the volume last had
+	// the data that is in it, as far as was looked.
 	Good     string    `json:",omitempty"`
 	GoodTime time.Time `json:",omitzero"`
 	// Took is how long it took. Files, Bytes and Added are the Result's.
@@ -149,6 +150,8 @@ type lastBackup struct {
 	ID string
 	// Reread is when all files were read the last time.
 	Reread time.Time
+	// Seen is what the next one is compared with.
+	Seen sight `json:",omitzero"`
 }
 
 var backupsBucket = state.NewBucket[backupState]("volume-backups")
@@ -368,6 +371,8 @@ func (d *Driver) tellBackup(name, target string, done control.Backup, err error)
 	case done.Incomplete:
 		e.Failed, e.Title = true, fmt.Sprintf("The backup of volume %s to %s is incomplete", name, target)
 		e.Text = done.Reference + " lacks " + strings.Join(done.Missing, "; ")
+	case done.Unchanged:
+		e.Text = fmt.Sprintf("%s: nothing has changed since it was made at %s", done.Reference, done.Time.UTC().Format(time.RFC3339))
 	default:
 		e.Text = fmt.Sprintf("%s: %d files, %s, of which %s are new", done.Reference, done.Files, units.HumanSize(float64(done.Bytes)), units.HumanSize(float64(done.Added)))
 	}
@@ -381,6 +386,9 @@ func (b *backups) failed(uuid string, err error) error {
 // A madeBackup is one that is in the repository.
 type madeBackup struct {
 	control.Backup
+	// at is the time of the snapshot, and seen what a later one is compared with.
+	at   time.Time
+	seen sight
 	// reread: all files were read for it.
 	reread bool
 }
@@ -393,9 +401,12 @@ func (b *backups) ended(uuid string, done madeBackup) error {
 			return
 		}
 		st.Error, st.Failures = "", 0
-		st.Good, st.GoodTime, st.Took = done.Reference, done.Time, done.Took
-		st.Files, st.Bytes, st.Added = done.Files, done.Bytes, done.Added
-		last := lastBackup{ID: done.ID, Reread: st.Targets[done.Target].Reread}
+		st.Good, st.GoodTime = done.Reference, done.at
+		if done.Unchanged {
+			return // all else is of the backup that there is
+		}
+		st.Took, st.Files, st.Bytes, st.Added = done.Took, done.Files, done.Bytes, done.Added
+		last := lastBackup{ID: done.ID, Reread: st.Targets[done.Target].Reread, Seen: done.seen}
 		if done.reread || last.Reread.IsZero() {
 			last.Reread = st.Last
 		}
@@ -525,16 +536,25 @@ func (d *Driver) backUpSnapshot(ctx context.Context, s *store, root *volume.Root
 		return out, err
 	}
 	defer func() { err = errors.Join(err, done()) }()
+	host := s.hostName()
+	manifest := d.backups.manifest(rec, able, snap, kept, host)
+	text, err := manifest.Encode()
+	if err != nil {
+		return out, err
+	}
+	out.at, out.seen = snap.CreatedAt.UTC(), d.sightOf(ctx, root, rec, manifest)
+	if !kept {
+		if found, ok := d.standing(ctx, s, root, rec, job, out.seen, target.Name, eng); ok {
+			out.Backup = shownBackup(target.Name, found)
+			out.Consistency, out.Unchanged = control.Consistency(snap.Consistency), true
+			return out, nil
+		}
+	}
 	st, err := d.backups.openStage(rec.UUID, data, mount.Flags{ReadOnly: true})
 	if err != nil {
 		return out, err
 	}
 	defer func() { err = errors.Join(err, st.close()) }()
-	host := s.hostName()
-	text, err := d.backups.manifest(rec, able, snap, kept, host).Encode()
-	if err != nil {
-		return out, err
-	}
 	if err := os.WriteFile(filepath.Join(st.dir, backup.ManifestName), text, 0o600); err != nil {
 		return out, err
 	}

@@ -30,7 +30,7 @@ var (
 	snapshotFailuresDesc = prometheus.NewDesc("berth_volume_snapshot_failures",
 		"Scheduled snapshots that have failed in a row, of volumes with a schedule.", []string{"volume"}, nil)
 	backupGoodDesc = prometheus.NewDesc("berth_volume_backup_last_success_timestamp_seconds",
-		"The time of the data in the last complete backup that this host made, of volumes with a schedule or a backup; 0 is never.", []string{"volume"}, nil)
+		"When a volume last had the data in the last complete backup that this host made, of volumes with a schedule or a backup; 0 is never.", []string{"volume"}, nil)
 	backupFailuresDesc = prometheus.NewDesc("berth_volume_backup_failures",
 		"Backups that have failed or were incomplete in a row, of volumes with a schedule or a backup.", []string{"volume"}, nil)
 	backupNextDesc = prometheus.NewDesc("berth_volume_backup_next_timestamp_seconds",

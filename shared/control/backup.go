@@ -116,6 +116,9 @@ type Backup struct {
 	// in the answer to a BackupRequest.
 	Incomplete bool     `json:",omitempty"`
 	Missing    []string `json:",omitempty"`
+	// Unchanged says, in the answer to a BackupRequest, that no backup was made: nothing
+	// in the volume has changed since this one.
+	Unchanged bool `json:",omitempty"`
 	// Took is how long it took, in nanoseconds on the wire, in the answer to a
 	// BackupRequest.
 	Took time.Duration `json:",omitempty"`
@@ -231,7 +234,8 @@ type BackupAdmin interface {
 	// while volumes are backed up to it by schedule.
 	RemoveTarget(context.Context, TargetRef) (struct{}, error)
 	// CreateBackup returns when the backup is in the repository and was seen there. An
-	// incomplete one is no error.
+	// incomplete one is no error. The last one is returned, with Unchanged, when it is
+	// known to hold the same and is young.
 	CreateBackup(context.Context, BackupRequest, func(Progress)) (Backup, error)
 	// Backups asks all repositories that are meant.
 	Backups(context.Context, BackupsRequest, func(Progress)) (BackupList, error)

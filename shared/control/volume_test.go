@@ -147,7 +147,7 @@ func fullShelf() *shelf {
 		},
 		backup: Backup{
 			Reference: "nas/db@0123456789", Target: "nas", ID: "0123456789", Volume: "db", UUID: "u1", Host: "h1", Time: at(130), Tags: []string{"t"},
-			Files: 1, Bytes: 1 << 50, Added: 3, Consistency: ConsistencyPaused, Incomplete: true, Missing: []string{"data/x: denied"}, Took: time.Minute,
+			Files: 1, Bytes: 1 << 50, Added: 3, Consistency: ConsistencyPaused, Incomplete: true, Missing: []string{"data/x: denied"}, Unchanged: true, Took: time.Minute,
 			Manifest: map[string]any{"schema": 1.0, "volume": "db"},
 		},
 	}

@@ -52,6 +52,9 @@ func (a *app) backupCreateCommand() *cobra.Command {
 		Long: "Back up a volume, from a snapshot that is made for it and removed afterwards, or one of its\n" +
 			"snapshots, and print the reference of the backup. Without --target it goes to the volume's\n" +
 			"own target, or to the only one that there is.\n\n" +
+			"When nothing in the volume has changed since its last backup, as far as its engine can tell,\n" +
+			"no new one is made in the next 20 hours: the reference of the last one is printed, and\n" +
+			"standard error says so. --tag and --full ask for a new one all the same.\n\n" +
 			"A backup for which files could not be read is kept. Their names are printed on standard\n" +
 			"error, and the exit status is 3.\n\n" +
 			"--pause and --pause-max are those of docker berth snapshot create: the containers stand\n" +
@@ -110,6 +113,9 @@ func (a *app) createBackup(ctx context.Context, req control.BackupRequest, p pau
 		return err
 	}
 	fmt.Fprintln(a.Docker.Out(), made.Reference)
+	if made.Unchanged {
+		fmt.Fprintf(a.Docker.Err(), "No new backup was made: nothing in volume %s has changed since this one\n", made.Volume)
+	}
 	if err != nil || !made.Incomplete {
 		return err
 	}

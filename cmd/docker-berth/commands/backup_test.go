@@ -232,6 +232,16 @@ func TestIncompleteBackup(t *testing.T) {
 	assert.Equal(t, stderr, "data/a: permission denied\ndata/b: input/output error\n")
 }
 
+// Scripts get a reference that they can use, people are told that it is no new one.
+func TestBackupOfWhatHasNotChanged(t *testing.T) {
+	w := newShelf(t)
+	w.shelf.vault.unchanged = true
+	stdout, stderr, err := w.try("backup", "create", "db")
+	assert.NilError(t, err)
+	assert.Equal(t, stdout, "nas/db@11111111\n")
+	assert.Equal(t, stderr, "No new backup was made: nothing in volume db has changed since this one\n")
+}
+
 func TestTargetThatDoesNotAnswer(t *testing.T) {
 	w := newShelf(t)
 	w.shelf.vault.failed = map[string]string{"s3": "no route to host", "b2": "the bucket is gone"}

@@ -20,6 +20,8 @@ type vault struct {
 	failed map[string]string
 	// missing is what the next backup cannot read.
 	missing []string
+	// unchanged says that the next backup is the last one.
+	unchanged bool
 	verify  control.VerifyReport
 	// imported is what comes of an archive, but for the volume's name.
 	imported control.Import
@@ -99,6 +101,7 @@ func (s *shelf) CreateBackup(_ context.Context, req control.BackupRequest, _ fun
 	}
 	made := s.vault.backups[0]
 	made.Missing, made.Incomplete = s.vault.missing, len(s.vault.missing) > 0
+	made.Unchanged = s.vault.unchanged
 	return made, s.do(req)
 }
 
