@@ -140,7 +140,8 @@ type VolumeBackup struct {
 	// it failed or what was missing in it; "" when it is good.
 	Last      time.Time `json:",omitzero"`
 	LastError string    `json:",omitempty"`
-	// Good is the reference of the last good one, GoodTime the time of its data.
+	// Good is the reference of the last good one, GoodTime when the volume
+	// last had its data, as far as was looked.
 	Good     string    `json:",omitempty"`
 	GoodTime time.Time `json:",omitzero"`
 }

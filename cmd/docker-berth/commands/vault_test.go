@@ -22,7 +22,7 @@ type vault struct {
 	missing []string
 	// unchanged says that the next backup is the last one.
 	unchanged bool
-	verify  control.VerifyReport
+	verify    control.VerifyReport
 	// imported is what comes of an archive, but for the volume's name.
 	imported control.Import
 }

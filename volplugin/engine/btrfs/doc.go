@@ -20,6 +20,20 @@
 // called for is in it, and of what is written meanwhile as much as a power cut would
 // leave.
 //
+// # What has changed
+//
+// Two snapshots of one subvolume hold the same when nothing was written to its tree
+// between them, and that takes no time to find out. The first one's Mark says what it was:
+// the subvolume's UUID, the transaction that made the snapshot, and when an inode was
+// changed last. Of the second one the kernel shows the leaves that are younger. They alone
+// would not do for a device that was set back to an earlier state, where transactions
+// have the same numbers again; the time of the last change alone would not do after a
+// power cut, since the kernel repeats its log without noting one. A tree that may be a
+// single leaf, written anew for each snapshot, is compared by a digest of its items.
+//
+// A snapshot that was written to has no mark. The kernel does so when files were removed
+// that somebody still has open: it takes them out of the snapshot.
+//
 // # Limits
 //
 // A limit is one on the bytes that a subvolume refers to, shared with snapshots or
