@@ -593,7 +593,7 @@ func (d *Driver) backUpSnapshot(ctx context.Context, s *store, root *volume.Root
 // manifest describes a volume, and the snapshot that its data is read from.
 func (b *backups) manifest(rec volume.Record, able engine.Abilities, snap volume.Snapshot, kept bool, host string) backup.Manifest {
 	return backup.Manifest{
-		Berth: b.Version, Volume: rec.Name, UUID: rec.UUID, Options: rec.Options, Labels: rec.Labels,
+		Berth: b.Version, Volume: rec.Name, UUID: rec.UUID, Options: rec.CurrentOptions(), Labels: rec.Labels,
 		Engine: rec.Engine, FileSystem: able.FileSystem, Size: rec.Size, Snapshot: snap.Name, SnapshotKept: kept,
 		Time: snap.CreatedAt.UTC(), Consistency: snap.Consistency, Unstable: snap.Unstable, Host: host,
 	}
