@@ -101,7 +101,7 @@ func (d *Driver) shown(s *store, name string, v seenVolume, away error) control.
 		out.TrashKeep = time.Duration(*rec.TrashKeep)
 	}
 	if src := rec.Source; src != nil {
-		out.Source = &control.VolumeSource{Volume: src.Volume, Snapshot: src.Snapshot, Path: src.Seed + src.Adopt, Backup: src.Backup, Archive: src.Archive}
+		out.Source = &control.VolumeSource{Volume: src.Volume, Snapshot: src.Snapshot, Path: src.Seed + src.Adopt, Backup: backupReference(src), Archive: src.Archive}
 	}
 	if able, ok := s.abilities.get(rec.Engine); ok {
 		out.FileSystem, out.Instant, out.Consistency = able.FileSystem, able.Instant, control.Consistency(able.Consistency)

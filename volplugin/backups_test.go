@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -236,7 +237,7 @@ type cut struct {
 	err error
 }
 
-func (c cut) Restore(_ context.Context, _, dir string, _ []string, _ func(backup.Progress)) (backup.Restored, error) {
+func (c cut) Restore(_ context.Context, _ backup.Backup, dir string, _ []string, _ func(backup.Progress)) (backup.Restored, error) {
 	_ = os.WriteFile(filepath.Join(dir, backup.DataName, "half"), nil, 0o600)
 	return backup.Restored{}, c.err
 }
@@ -307,6 +308,119 @@ func TestARestoreInPlaceThatIsKilledGoesOn(t *testing.T) {
 		got := k.content("web", "f")
 		assert.Assert(t, got == "one" || got == "two", "%s: %q", stop, got)
 		k.put("web", "f", "two")
+	}
+}
+
+// What latest means is looked up once: a volume is made of that backup, however often its
+// making is interrupted.
+func TestAVolumeOfLatestIsMadeOfOneBackup(t *testing.T) {
+	repository := filepath.Join(t.TempDir(), "repository")
+	k, other := newKeeper(t, repository), newKeeper(t, repository)
+	k.target()
+	other.target()
+	assert.NilError(t, k.create("web"))
+	for _, tc := range []struct{ stop, want string }{
+		{"fill.found", "newer"}, {"fill.begin", "older"}, {"fill.create", "older"}, {"fill.copy", "older"}, {"fill.ready", "older"},
+	} {
+		k.pass(time.Hour)
+		k.put("web", "f", "older")
+		older := k.backup("web")
+		assert.NilError(t, other.create("web", "from-backup="+older.Reference))
+		other.put("web", "f", "newer")
+		var dead atomic.Bool
+		k.cfg.step = func(step, _ string) error {
+			if step == tc.stop {
+				dead.Store(true)
+				k.endTasks()
+			}
+			if dead.Load() {
+				return errors.New("killed")
+			}
+			return nil
+		}
+		k.restart()
+		assert.ErrorContains(t, k.create("copy", "from-backup=nas/web"), "killed")
+		other.pass(k.clock().Add(time.Minute).Sub(other.clock()))
+		newer := other.backup("web")
+		k.cfg.step = nil
+		k.restart()
+		within(t, func() error {
+			k.tend(t.Context())
+			_, err := k.mount("copy", "id")
+			return err
+		})
+		assert.NilError(t, k.unmount("copy", "id"))
+		assert.Equal(t, k.content("copy", "f"), tc.want, tc.stop)
+		from := map[string]control.Backup{"older": older, "newer": newer}[tc.want]
+		assert.Equal(t, k.status("copy")["source"], "backup "+from.Reference)
+		found := k.ledger.view(k.home.key, "copy").Record.Source.Found
+		assert.Equal(t, found.ID, from.ID)
+		assert.Equal(t, found.Files, uint64(1))
+		// Whoever asks for it again gets it.
+		assert.NilError(t, k.create("copy", "from-backup=nas/web"))
+		assert.Assert(t, !k.ledger.view(k.home.key, "copy").Differs)
+		for _, h := range []struct {
+			host *keeper
+			name string
+		}{{k, "copy"}, {other, "web"}} {
+			assert.NilError(t, h.host.remove(h.name))
+		}
+	}
+}
+
+// A meter is an engine that counts what it is asked for.
+type meter struct {
+	backup.Engine
+	calls map[string]int
+}
+
+func (c meter) List(ctx context.Context, filter backup.Filter) ([]backup.Backup, error) {
+	c.calls["list"]++
+	return c.Engine.List(ctx, filter)
+}
+
+func (c meter) Manifest(ctx context.Context, id string) (backup.Manifest, error) {
+	c.calls["manifest"]++
+	return c.Engine.Manifest(ctx, id)
+}
+
+func (c meter) Restore(ctx context.Context, b backup.Backup, dir string, paths []string, progress func(backup.Progress)) (backup.Restored, error) {
+	c.calls["restore"]++
+	if b.Files != 1 || b.Time.IsZero() {
+		return backup.Restored{}, errors.New("it has to be looked up again")
+	}
+	return c.Engine.Restore(ctx, b, dir, paths, progress)
+}
+
+// Each call of restic takes about half a second.
+func TestARestoreAsksTheRepositoryNoMoreThanItMust(t *testing.T) {
+	k := newKeeper(t, filepath.Join(t.TempDir(), "repository"))
+	k.target()
+	assert.NilError(t, k.create("web"))
+	k.put("web", "f", "one")
+	k.backup("web")
+	c := meter{calls: map[string]int{}}
+	k.wrapped(func(eng backup.Engine) backup.Engine {
+		c.Engine = eng
+		return c
+	})
+	for _, tc := range []struct {
+		do   func() error
+		want map[string]int
+	}{
+		{func() error { return k.create("copy", "from-backup=nas/web") }, map[string]int{"list": 1, "restore": 1}},
+		{func() error {
+			_, err := k.RestoreBackup(t.Context(), control.RestoreRequest{Reference: "nas/web", Name: "copy2"}, quiet)
+			return err
+		}, map[string]int{"list": 1, "manifest": 1, "restore": 1}},
+		{func() error {
+			_, err := k.RestoreBackup(t.Context(), control.RestoreRequest{Reference: "nas/web", Name: "web", InPlace: true}, quiet)
+			return err
+		}, map[string]int{"list": 1, "restore": 1}},
+	} {
+		clear(c.calls)
+		assert.NilError(t, tc.do())
+		assert.DeepEqual(t, c.calls, tc.want)
 	}
 }
 

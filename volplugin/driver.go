@@ -182,7 +182,7 @@ func (d *Driver) newStore(key, name, path string) *store {
 	s.refill = func(name, uuid string) { d.startFill(s, name, uuid) }
 	if d.backups != nil {
 		s.location.BackedUp = func(snap volume.Snapshot) bool { return d.backups.uses(snap.UUID, snap.Name) }
-		s.location.Restore = d.restoreInto
+		s.location.FindBackup, s.location.Restore = d.findBackup, d.restoreInto
 	}
 	return s
 }

@@ -125,7 +125,7 @@ func sourceOf(rec volume.Record) string {
 	case s.Trash:
 		return "the trash"
 	case s.Backup != "":
-		return "backup " + shortReference(s.Backup)
+		return "backup " + shortReference(backupReference(s))
 	case s.Archive:
 		return "an archive"
 	case s.Seed != "":

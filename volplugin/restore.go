@@ -34,7 +34,7 @@ func (d *Driver) restoreInto(ctx context.Context, rec volume.Record, dst *rooted
 	case convoy.IsURL(rec.Source.Backup):
 		return d.convoyInto(ctx, rec, dst, progress)
 	}
-	ref, eng, found, err := d.resolve(ctx, rec.Source.Backup)
+	found, eng, err := d.foundOf(rec)
 	if err != nil {
 		return restoreError(err)
 	}
@@ -43,7 +43,7 @@ func (d *Driver) restoreInto(ctx context.Context, rec volume.Record, dst *rooted
 		return err
 	}
 	log := d.cfg.Log.WithField("volume", rec.Name)
-	log.Infof("restoring from backup %s of %s", referenceTo(ref.Target, found.Volume, found.ID), found.Time.UTC())
+	log.Infof("restoring from backup %s of %s", shortReference(backupReference(rec.Source)), found.Time.UTC())
 	err = restoreChecked(ctx, eng, found, st.dir, rec.Source.Paths, func(p backup.Progress) {
 		if progress != nil {
 			progress(engine.Progress{Files: p.Files, TotalFiles: p.TotalFiles, Bytes: p.Bytes, TotalBytes: p.TotalBytes})
@@ -53,6 +53,46 @@ func (d *Driver) restoreInto(ctx context.Context, rec volume.Record, dst *rooted
 		err = unix.Syncfs(dst.FD())
 	}
 	return errors.Join(restoreError(err), st.close())
+}
+
+// findBackup is volume.Location's FindBackup. A URL of convoy's names one backup for good.
+func (d *Driver) findBackup(ctx context.Context, rec volume.Record) (*backup.Backup, error) {
+	if convoy.IsURL(rec.Source.Backup) {
+		return nil, nil
+	}
+	_, _, found, err := d.resolve(ctx, rec.Source.Backup)
+	if err != nil {
+		return nil, restoreError(err)
+	}
+	return &found, nil
+}
+
+// foundOf is the backup that a volume's record has found, and the engine that has it.
+func (d *Driver) foundOf(rec volume.Record) (backup.Backup, backup.Engine, error) {
+	ref, err := backup.ParseReference(rec.Source.Backup)
+	if err != nil {
+		return backup.Backup{}, nil, err
+	}
+	f := rec.Source.Found
+	if f == nil {
+		return backup.Backup{}, nil, fault.Conflict("%w: %s", backup.ErrNoBackup, ref)
+	}
+	_, eng, err := d.backups.engine(ref.Target)
+	return backup.Backup{ID: f.ID, Volume: ref.Volume, UUID: f.UUID, Host: f.Host, Time: f.Time, Files: f.Files, Bytes: f.Bytes}, eng, err
+}
+
+// backupReference names the backup that a volume is made from, by its full ID as soon as
+// that is known.
+func backupReference(s *volume.Source) string {
+	if s.Found == nil {
+		return s.Backup
+	}
+	ref, err := backup.ParseReference(s.Backup)
+	if err != nil {
+		return s.Backup
+	}
+	ref.Pick = s.Found.ID
+	return ref.String()
 }
 
 // restoreError makes an error of the network unavailable: the same may succeed later.
@@ -72,7 +112,7 @@ var errUnlike = errors.New("what was restored is not what was backed up")
 
 // restoreChecked restores a backup and compares what came with what there should be.
 func restoreChecked(ctx context.Context, eng backup.Engine, b backup.Backup, dir string, paths []string, progress func(backup.Progress)) error {
-	done, err := eng.Restore(ctx, b.ID, dir, paths, progress)
+	done, err := eng.Restore(ctx, b, dir, paths, progress)
 	if err != nil {
 		return err
 	}
@@ -150,10 +190,6 @@ func (d *Driver) RestoreBackup(ctx context.Context, req control.RestoreRequest, 
 	if err != nil {
 		return out, err
 	}
-	manifest, err := eng.Manifest(ctx, found.ID)
-	if err != nil {
-		return out, fmt.Errorf("backup %s: %w", ref, err)
-	}
 	if req.InPlace && req.Name == ref.Volume && !ref.ByID() {
 		if err := d.sameVolume(req.Name, ref, found); err != nil {
 			return out, err
@@ -164,14 +200,18 @@ func (d *Driver) RestoreBackup(ctx context.Context, req control.RestoreRequest, 
 	if req.InPlace {
 		report := newReporter(tell)
 		defer report.end()
-		out.Volume, out.Kept, err = d.restoreInPlace(ctx, req.Name, ref.String(), report)
+		out.Volume, out.Kept, err = d.restoreInPlace(ctx, req.Name, ref.String(), found, report)
 		return out, err
+	}
+	manifest, err := eng.Manifest(ctx, found.ID)
+	if err != nil {
+		return out, fmt.Errorf("backup %s: %w", ref, err)
 	}
 	given := restoredOptions(manifest.Options)
 	maps.Copy(given, req.Options)
 	given["from-backup"] = ref.String()
 	out.Volume, err = d.makeFilled(ctx, req.Name, given, tell, func(ctx context.Context, root *volume.Root, spec options.Spec) (volume.Record, error) {
-		spec.BackupPaths = req.Paths
+		spec.BackupPaths, spec.BackupFound = req.Paths, &found
 		rec, begun, err := root.CreateBegin(ctx, req.Name, spec)
 		if err == nil && !begun {
 			err = fault.Conflict("volume %s exists already", req.Name)
@@ -194,14 +234,14 @@ func (d *Driver) sameVolume(name string, ref backup.Reference, found backup.Back
 
 // restoreInPlace puts a backup in the place of a volume's data. When that does not
 // succeed, or ctx ends, the volume has its data of before again.
-func (d *Driver) restoreInPlace(ctx context.Context, name, reference string, report *reporter) (out control.Volume, kept *control.Snapshot, err error) {
+func (d *Driver) restoreInPlace(ctx context.Context, name, reference string, found backup.Backup, report *reporter) (out control.Volume, kept *control.Snapshot, err error) {
 	var rec volume.Record
 	var in *store
 	err = d.operate(ctx, name, alone, func(ctx context.Context, s *store, root *volume.Root) error {
 		if err := d.unused(ctx, s, root, name); err != nil {
 			return err
 		}
-		begun, snap, err := root.RestoreBegin(ctx, name, reference, report.step("keeping what is there"))
+		begun, snap, err := root.RestoreBegin(ctx, name, reference, found, report.step("keeping what is there"))
 		if err != nil {
 			return errors.Join(err, s.relearn(root, name))
 		}

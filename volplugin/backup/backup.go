@@ -42,13 +42,13 @@ type Engine interface {
 	// List returns the backups that the filter lets through, the oldest first. What in
 	// the repository was not made by Berth is not listed.
 	List(ctx context.Context, filter Filter) ([]Backup, error)
-	// Restore writes a backup's two entries into dir, an existing directory that nobody
+	// Restore writes a backup's two entries, as List has told of it, into dir, an existing directory that nobody
 	// else knows. The entry data may be there: an empty directory, or the place where an
 	// empty file system is mounted; it gets the owner, mode and times of the backup.
 	// Nothing outside of dir is written, whatever the repository holds. paths, if any,
 	// are slash-separated paths below data, and limit what is restored to these and what
-	// is below them.
-	Restore(ctx context.Context, id, dir string, paths []string, progress func(Progress)) (Restored, error)
+	// is below them. A backup of which only the ID is given is looked up first.
+	Restore(ctx context.Context, b Backup, dir string, paths []string, progress func(Progress)) (Restored, error)
 	// Manifest reads the manifest of a backup.
 	Manifest(ctx context.Context, id string) (Manifest, error)
 	// Forget removes backups. Unknown ones are no error. Space becomes free by Prune.

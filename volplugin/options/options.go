@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/volplugin/backup"
 	"github.com/berth-plugin/berth/volplugin/keep"
 )
 
@@ -84,6 +85,9 @@ type Spec struct {
 	// BackupPaths limit what is restored, as backup.Engine's Restore takes them; no
 	// option sets them.
 	BackupPaths []string
+	// BackupFound is the backup that FromBackup was found to mean; no option sets it. nil
+	// leaves that to whoever makes the volume.
+	BackupFound *backup.Backup
 	// FromArchive says that the volume is made from an archive that somebody sends; no
 	// option sets it. It is never set together with From, Seed or FromBackup.
 	FromArchive bool

@@ -252,6 +252,12 @@ func (r *Root) fill(ctx context.Context, rec Record, progress func(engine.Progre
 	if rec.Source.Trash {
 		return r.reinstate(ctx, rec)
 	}
+	if rec.Source.Backup != "" && rec.Source.Found == nil {
+		var err error
+		if rec, err = r.findBackup(ctx, rec); err != nil {
+			return Record{}, err
+		}
+	}
 	if rec.Source.Kept != "" {
 		return r.fillInPlace(ctx, rec, progress)
 	}

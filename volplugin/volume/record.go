@@ -143,6 +143,10 @@ type Source struct {
 	// Backup is the reference of a backup, as backup.ParseReference reads it, or the URL
 	// of one of convoy's, as convoy.ParseURL does.
 	Backup string `json:"backup,omitempty"`
+	// Found is the one backup that Backup means. It is looked up once, before the first
+	// byte is written: what is interrupted goes on with the same one, whatever latest means
+	// then.
+	Found *FoundBackup `json:"found,omitempty"`
 	// Archive: it was imported from an archive that somebody sent, once.
 	Archive bool `json:"archive,omitempty"`
 	// Paths below the data limit what is restored; none are all.
@@ -155,6 +159,19 @@ type Source struct {
 	// Filling is set from the moment that data under the volume's name is what Berth
 	// has put there, and goes when it is complete.
 	Filling bool `json:"filling,omitempty"`
+}
+
+// A FoundBackup is a backup as its repository lists it.
+type FoundBackup struct {
+	// ID is the full one.
+	ID string `json:"id"`
+	// UUID is that of the volume that was backed up, Host the name of the host that did it.
+	UUID string    `json:"uuid,omitempty"`
+	Host string    `json:"host,omitempty"`
+	Time time.Time `json:"time"`
+	// Files and Bytes of its data; 0 when the repository does not tell.
+	Files uint64 `json:"files,omitempty"`
+	Bytes uint64 `json:"bytes,omitempty"`
 }
 
 // A Rollback is one under way.
@@ -395,6 +412,9 @@ func (s Source) check() error {
 	}
 	if s.Archive && (s.Backup != "" || s.Kept != "" || s.Volume != "" || s.Seed != "" || s.Adopt != "" || s.Trash) {
 		return errors.New("source is an archive and something else")
+	}
+	if s.Found != nil && (s.Backup == "" || s.Found.ID == "") {
+		return errors.New("source has found a backup that it does not name")
 	}
 	if s.UUID != "" && !isUUID(s.UUID) {
 		return fmt.Errorf("source uuid %.40q", s.UUID)

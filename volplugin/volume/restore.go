@@ -6,16 +6,17 @@ import (
 	"fmt"
 
 	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/volplugin/backup"
 	"github.com/berth-plugin/berth/volplugin/engine"
 	"github.com/berth-plugin/berth/volplugin/rooted"
 )
 
-// RestoreBegin makes a ready volume one that is restoring: CreateFill puts the backup
-// in the place of its data. What is there stays as a snapshot called
+// RestoreBegin makes a ready volume one that is restoring: CreateFill puts the backup,
+// which the reference has been found to mean, in the place of its data. What is there stays as a snapshot called
 // pre-restore-TIME. The volume is in nobody's use, on no host, which the caller sees
 // to. When the backup cannot be restored the volume is broken, and Rollback to that
 // snapshot makes it ready again.
-func (r *Root) RestoreBegin(ctx context.Context, name, reference string, progress func(engine.Progress)) (Record, Snapshot, error) {
+func (r *Root) RestoreBegin(ctx context.Context, name, reference string, found backup.Backup, progress func(engine.Progress)) (Record, Snapshot, error) {
 	rec, err := r.ready(name)
 	if err != nil {
 		return Record{}, Snapshot{}, err
@@ -26,14 +27,14 @@ func (r *Root) RestoreBegin(ctx context.Context, name, reference string, progres
 	if err := r.unprotected(rec, "restored"); err != nil {
 		return Record{}, Snapshot{}, err
 	}
-	rec, kept, err := r.restoreBegin(ctx, rec, reference, progress)
+	rec, kept, err := r.restoreBegin(ctx, rec, Source{Backup: reference, Found: foundBackup(&found)}, progress)
 	if err != nil {
 		return Record{}, Snapshot{}, failed(fmt.Errorf("restore volume %s: %w", name, err))
 	}
 	return rec, kept, nil
 }
 
-func (r *Root) restoreBegin(ctx context.Context, rec Record, reference string, progress func(engine.Progress)) (Record, Snapshot, error) {
+func (r *Root) restoreBegin(ctx context.Context, rec Record, source Source, progress func(engine.Progress)) (Record, Snapshot, error) {
 	if err := r.MakeRoom(ctx); err != nil {
 		return rec, Snapshot{}, err
 	}
@@ -51,7 +52,8 @@ func (r *Root) restoreBegin(ctx context.Context, rec Record, reference string, p
 			if err := r.unprotected(*to, "restored"); err != nil {
 				return err
 			}
-			to.Phase, to.Source = Restoring, &Source{Backup: reference, Kept: kept.Name}
+			source.Kept = kept.Name
+			to.Phase, to.Source = Restoring, &source
 			return nil
 		})
 	}

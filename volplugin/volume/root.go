@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/volplugin/backup"
 	"github.com/berth-plugin/berth/volplugin/engine"
 	"github.com/berth-plugin/berth/volplugin/presence"
 	"github.com/berth-plugin/berth/volplugin/rooted"
@@ -61,6 +62,9 @@ type Location struct {
 	// BackedUp tells whether a snapshot of this host that was made ForBackup is being
 	// backed up now; nil says that none is.
 	BackedUp func(Snapshot) bool
+	// FindBackup looks up the one backup that the Source of rec means, before its data is
+	// begun; nil when its name cannot come to mean another one. The error is as Restore's.
+	FindBackup func(ctx context.Context, rec Record) (*backup.Backup, error)
 	// Restore writes the backup, or the archive, that rec is made from into dst, an empty
 	// directory that nobody else knows, with its owner and mode. The error is unavailable when it may
 	// succeed later, and ErrGone when it never will. nil restores none.

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-plugin/berth/shared/fault"
+	"github.com/berth-plugin/berth/volplugin/backup"
 	"github.com/berth-plugin/berth/volplugin/engine"
 	"github.com/berth-plugin/berth/volplugin/options"
 	"github.com/berth-plugin/berth/volplugin/rooted"
@@ -38,7 +39,7 @@ func (r *Root) sourceOf(spec options.Spec) (*Source, *Record, error) {
 		if r.Restore == nil {
 			return nil, nil, fault.Unavailable("option from-backup=%s: this Berth keeps no backups", spec.FromBackup)
 		}
-		return &Source{Backup: spec.FromBackup, Paths: spec.BackupPaths}, nil, nil
+		return &Source{Backup: spec.FromBackup, Found: foundBackup(spec.BackupFound), Paths: spec.BackupPaths}, nil, nil
 	case spec.From != nil:
 		return r.volumeSource("from", spec.From.String())
 	case spec.Seed == "":
@@ -57,6 +58,29 @@ func (r *Root) sourceOf(spec options.Spec) (*Source, *Record, error) {
 		return nil, nil, fmt.Errorf("option seed=%s: %w", spec.Seed, failed(err))
 	}
 	return &Source{Seed: spec.Seed}, nil, dir.Close()
+}
+
+// foundBackup is what records keep of a backup; nil stays nil.
+func foundBackup(b *backup.Backup) *FoundBackup {
+	if b == nil {
+		return nil
+	}
+	return &FoundBackup{ID: b.ID, UUID: b.UUID, Host: b.Host, Time: b.Time.UTC(), Files: b.Files, Bytes: b.Bytes}
+}
+
+// findBackup puts the backup on record that a volume is made from.
+func (r *Root) findBackup(ctx context.Context, rec Record) (Record, error) {
+	if r.FindBackup == nil {
+		return Record{}, fault.Unavailable("this Berth keeps no backups")
+	}
+	found, err := r.FindBackup(ctx, rec)
+	if err != nil || found == nil {
+		return rec, err
+	}
+	if err := r.step(ctx, "fill.found", rec.Name); err != nil {
+		return Record{}, err
+	}
+	return r.advance(ctx, rec, func(now *Record) { now.Source.Found = foundBackup(found) })
 }
 
 // errNoSource says that a volume named as a source does not exist.

@@ -405,14 +405,14 @@ func (o *opened) verify(rec record) error {
 }
 
 // Restore implements backup.Engine.
-func (e *Engine) Restore(ctx context.Context, id, dir string, paths []string, progress func(backup.Progress)) (backup.Restored, error) {
-	rec, err := e.find(ctx, id)
+func (e *Engine) Restore(ctx context.Context, b backup.Backup, dir string, paths []string, progress func(backup.Progress)) (backup.Restored, error) {
+	rec, err := e.find(ctx, b.ID)
 	if err != nil {
 		return backup.Restored{}, err
 	}
 	restored, err := e.restore(ctx, rec, dir, paths, telling(progress, "restoring", backup.Progress{TotalFiles: rec.Files, TotalBytes: rec.Bytes}))
 	if err != nil {
-		return restored, e.failed("restore backup "+id, ended(ctx, err))
+		return restored, e.failed("restore backup "+b.ID, ended(ctx, err))
 	}
 	return restored, nil
 }

@@ -260,7 +260,7 @@ func TestLimitsOfSpeedLetAllThrough(t *testing.T) {
 	assert.NilError(t, big.Init(t.Context()))
 	result, err := big.Backup(t.Context(), source(t), nil)
 	assert.NilError(t, err)
-	_, err = big.Restore(t.Context(), result.ID, t.TempDir(), nil, nil)
+	_, err = big.Restore(t.Context(), backup.Backup{ID: result.ID}, t.TempDir(), nil, nil)
 	assert.NilError(t, err)
 }
 

@@ -32,7 +32,7 @@ func testNasty(b *bench) {
 	assert.Equal(b, result.Dirs, dirs)
 	assert.Equal(b, result.Bytes, bytes)
 	dir := b.TempDir()
-	restored, err := b.engine.Restore(b.Context(), result.ID, dir, nil, nil)
+	restored, err := b.engine.Restore(b.Context(), backup.Backup{ID: result.ID}, dir, nil, nil)
 	assert.NilError(b, err)
 	assert.Assert(b, restored.Files >= files, "restored %d files of %d", restored.Files, files)
 	b.same(s, dir)
@@ -52,7 +52,7 @@ func testMounts(b *bench) {
 		at := filepath.Join(dir, backup.DataName)
 		assert.NilError(b, os.Mkdir(at, 0o700))
 		mounttest.Bind(b, from, at)
-		_, err := b.engine.Restore(b.Context(), id, dir, nil, nil)
+		_, err := b.engine.Restore(b.Context(), backup.Backup{ID: id}, dir, nil, nil)
 		assert.NilError(b, err, name)
 		nastytree.CompareLoosely(b, data(s), at, "lost+found")
 		// It is on the mount.
@@ -60,7 +60,7 @@ func testMounts(b *bench) {
 	}
 	dir := b.TempDir()
 	assert.NilError(b, os.Mkdir(filepath.Join(dir, backup.DataName), 0o700))
-	_, err := b.engine.Restore(b.Context(), id, dir, nil, nil)
+	_, err := b.engine.Restore(b.Context(), backup.Backup{ID: id}, dir, nil, nil)
 	assert.NilError(b, err)
 	b.same(s, dir)
 }
@@ -97,7 +97,7 @@ func testMany(b *bench) {
 	assert.Equal(b, result.Files, uint64(10_000))
 	to := filepath.Join(top, "restored")
 	assert.NilError(b, os.Mkdir(to, 0o700))
-	_, err := b.engine.Restore(b.Context(), result.ID, to, nil, nil)
+	_, err := b.engine.Restore(b.Context(), backup.Backup{ID: result.ID}, to, nil, nil)
 	assert.NilError(b, err)
 	b.same(s, to)
 }
@@ -144,7 +144,7 @@ func testWrongPaths(b *bench) {
 		top := b.TempDir()
 		dir := filepath.Join(top, "dir")
 		assert.NilError(b, os.Mkdir(dir, 0o700))
-		_, err := b.engine.Restore(b.Context(), id, dir, []string{"hard", path}, nil)
+		_, err := b.engine.Restore(b.Context(), backup.Backup{ID: id}, dir, []string{"hard", path}, nil)
 		assert.Assert(b, err != nil, "path %q was restored", path)
 		assert.DeepEqual(b, names(b, top), []string{"dir"})
 	}
@@ -157,11 +157,11 @@ func testRestoreCancelled(b *bench) {
 	id := b.backup(s).ID
 	ctx, cancel := context.WithCancel(b.Context())
 	cancel()
-	_, err := b.engine.Restore(ctx, id, b.TempDir(), nil, nil)
+	_, err := b.engine.Restore(ctx, backup.Backup{ID: id}, b.TempDir(), nil, nil)
 	assert.ErrorIs(b, err, context.Canceled)
 	ctx, cancel = context.WithCancel(b.Context())
 	defer cancel()
-	_, err = b.engine.Restore(ctx, id, b.TempDir(), nil, func(backup.Progress) { cancel() })
+	_, err = b.engine.Restore(ctx, backup.Backup{ID: id}, b.TempDir(), nil, func(backup.Progress) { cancel() })
 	if ctx.Err() != nil && err != nil {
 		assert.ErrorIs(b, err, context.Canceled)
 	}
@@ -203,7 +203,7 @@ func testHostile(b *bench) {
 			to := filepath.Join(top, "dir")
 			assert.NilError(t, os.Mkdir(to, 0o700))
 			id := b.repository.Plant(t, entries)
-			_, err := b.engine.Restore(t.Context(), id, to, nil, nil)
+			_, err := b.engine.Restore(t.Context(), backup.Backup{ID: id}, to, nil, nil)
 			t.Logf("restore: %.300v", err)
 			assert.DeepEqual(t, names(t, top), []string{"dir"})
 			for _, name := range names(t, to) {

@@ -190,7 +190,7 @@ func testUnknown(b *bench) {
 		_, err := b.engine.Manifest(b.Context(), id)
 		assert.ErrorIs(b, err, backup.ErrNoBackup, "%q", id)
 		dir := b.TempDir()
-		_, err = b.engine.Restore(b.Context(), id, dir, nil, nil)
+		_, err = b.engine.Restore(b.Context(), backup.Backup{ID: id}, dir, nil, nil)
 		assert.ErrorIs(b, err, backup.ErrNoBackup, "%q", id)
 		assert.DeepEqual(b, names(b, dir), []string{})
 		assert.NilError(b, b.engine.Forget(b.Context(), []string{id}), "%q", id)
@@ -215,7 +215,7 @@ func testCheck(b *bench) {
 	report, err := b.repository.Open(b).Check(b.Context(), 1, nil)
 	assert.NilError(b, err)
 	assert.Assert(b, len(report.Errors) > 0, "the damage is not seen")
-	_, err = b.repository.Open(b).Restore(b.Context(), b.list(backup.Filter{})[0], b.TempDir(), nil, nil)
+	_, err = b.repository.Open(b).Restore(b.Context(), backup.Backup{ID: b.list(backup.Filter{})[0]}, b.TempDir(), nil, nil)
 	assert.Assert(b, err != nil, "what is damaged was restored")
 }
 

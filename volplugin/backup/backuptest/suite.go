@@ -153,7 +153,7 @@ func (b *bench) backup(s backup.Source) backup.Result {
 func (b *bench) restore(id string, paths ...string) (dir string) {
 	b.Helper()
 	dir = b.TempDir()
-	_, err := b.engine.Restore(b.Context(), id, dir, paths, nil)
+	_, err := b.engine.Restore(b.Context(), backup.Backup{ID: id}, dir, paths, nil)
 	assert.NilError(b, err)
 	return dir
 }

@@ -135,7 +135,7 @@ func testProgress(b *bench) {
 	result, err := b.engine.Backup(b.Context(), s, tell)
 	assert.NilError(b, err)
 	assert.Assert(b, calls > 0, "no progress is told")
-	_, err = b.engine.Restore(b.Context(), result.ID, b.TempDir(), nil, tell)
+	_, err = b.engine.Restore(b.Context(), backup.Backup{ID: result.ID}, b.TempDir(), nil, tell)
 	assert.NilError(b, err)
 	_, err = b.engine.Check(b.Context(), 1, tell)
 	assert.NilError(b, err)

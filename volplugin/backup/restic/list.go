@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -144,6 +145,27 @@ func (e *Engine) find(ctx context.Context, id string) (backup.Backup, error) {
 		}
 	}
 	return backup.Backup{}, fmt.Errorf("%w: %.8s", backup.ErrNoBackup, id)
+}
+
+// known looks a backup up unless List has told of it.
+func (e *Engine) known(ctx context.Context, b backup.Backup) (backup.Backup, error) {
+	if !b.Time.IsZero() && fullID.MatchString(b.ID) {
+		return b, nil
+	}
+	return e.find(ctx, b.ID)
+}
+
+// missing tells that a backup is not there any more from what else makes restic fail: its words
+// for that depend on the kind of repository.
+func (e *Engine) missing(ctx context.Context, id string, err error) error {
+	var exit *exitError
+	if !errors.As(err, &exit) || exit.code != 1 {
+		return err
+	}
+	if _, unknown := e.find(ctx, id); errors.Is(unknown, backup.ErrNoBackup) {
+		return unknown
+	}
+	return err
 }
 
 // backup reads a snapshot. One that Berth has not made is not ok.

@@ -29,15 +29,8 @@ func (e *Engine) manifest(ctx context.Context, id string) (m backup.Manifest, er
 		whole: maxManifest,
 		out:   func(all []byte) error { text = slices.Clone(all); return nil },
 	})
-	var exit *exitError
-	if errors.As(err, &exit) && exit.code == 1 {
-		// The words for an ID that is not known depend on the kind of repository.
-		if _, unknown := e.find(ctx, id); errors.Is(unknown, backup.ErrNoBackup) {
-			return m, unknown
-		}
-	}
 	if err != nil {
-		return m, err
+		return m, e.missing(ctx, id, err)
 	}
 	return backup.DecodeManifest(text)
 }

@@ -128,7 +128,7 @@ func TestBackupIsListedAndRestored(t *testing.T) {
 	assert.Equal(t, m.UUID, uuid)
 
 	dir := t.TempDir()
-	restored, err := e.Restore(t.Context(), r.ID, dir, nil, nil)
+	restored, err := e.Restore(t.Context(), backup.Backup{ID: r.ID}, dir, nil, nil)
 	assert.NilError(t, err)
 	assert.Equal(t, restored, backup.Restored{Files: 2, Bytes: 3})
 	nastytree.Compare(t, filepath.Join(s.Dir, "data"), filepath.Join(dir, "data"))
@@ -152,7 +152,7 @@ func TestPlainResticRestoresByteForByte(t *testing.T) {
 	restictest.Plain(t, repo, "restore", r.ID, "--target", plain, "--sparse")
 	nastytree.Compare(t, data, filepath.Join(plain, "data"))
 	ours := t.TempDir()
-	_, err := e.Restore(t.Context(), r.ID, ours, nil, nil)
+	_, err := e.Restore(t.Context(), backup.Backup{ID: r.ID}, ours, nil, nil)
 	assert.NilError(t, err)
 	nastytree.Compare(t, data, filepath.Join(ours, "data"))
 }
@@ -190,7 +190,7 @@ func TestHolesAreKept(t *testing.T) {
 	assert.NilError(t, errors.Join(err, file.Truncate(64<<20), file.Close()))
 	r := makeBackup(t, e, s)
 	dir := t.TempDir()
-	_, err = e.Restore(t.Context(), r.ID, dir, nil, nil)
+	_, err = e.Restore(t.Context(), backup.Backup{ID: r.ID}, dir, nil, nil)
 	assert.NilError(t, err)
 	was, err := os.ReadFile(path)
 	assert.NilError(t, err)
@@ -215,7 +215,7 @@ func TestParentMakesFilesUnread(t *testing.T) {
 	assert.NilError(t, os.Chtimes(path, info.ModTime(), info.ModTime()))
 	content := func(r backup.Result) string {
 		dir := t.TempDir()
-		_, err := e.Restore(t.Context(), r.ID, dir, []string{"one"}, nil)
+		_, err := e.Restore(t.Context(), backup.Backup{ID: r.ID}, dir, []string{"one"}, nil)
 		assert.NilError(t, err)
 		text, err := os.ReadFile(filepath.Join(dir, "data/one"))
 		assert.NilError(t, err)
@@ -256,7 +256,7 @@ func TestWhatCannotBeReadIsNamed(t *testing.T) {
 	assert.Equal(t, all[0].ID, r.ID)
 	assert.Assert(t, all[0].Incomplete)
 	// What there is can be restored.
-	restored, err := e.Restore(t.Context(), r.ID, t.TempDir(), nil, nil)
+	restored, err := e.Restore(t.Context(), backup.Backup{ID: r.ID}, t.TempDir(), nil, nil)
 	assert.NilError(t, err)
 	assert.Equal(t, restored.Files, uint64(1))
 }
@@ -279,12 +279,45 @@ func TestErrorsAreToldApart(t *testing.T) {
 
 	e := engine(t, config(t, repo))
 	for _, id := range []string{strings.Repeat("ab", 32), "latest", "abcdef12"} {
-		_, err = e.Restore(t.Context(), id, t.TempDir(), nil, nil)
+		_, err = e.Restore(t.Context(), backup.Backup{ID: id}, t.TempDir(), nil, nil)
 		assert.Assert(t, errors.Is(err, backup.ErrNoBackup), "%v", err)
 		_, err = e.Manifest(t.Context(), id)
 		assert.Assert(t, errors.Is(err, backup.ErrNoBackup), "%v", err)
 	}
 	assert.NilError(t, e.Forget(t.Context(), []string{strings.Repeat("ab", 32), "latest"}))
+}
+
+// What List has told of is not looked up again, and is missed all the same when it is gone.
+func TestARestoreOfWhatIsListedIsOneCall(t *testing.T) {
+	t.Parallel()
+	repo := restictest.Repository(t)
+	c := config(t, repo)
+	makeBackup(t, engine(t, c), source(t))
+	dir := t.TempDir()
+	calls := filepath.Join(dir, "calls")
+	binary := filepath.Join(dir, "restic")
+	assert.NilError(t, os.WriteFile(binary, fmt.Appendf(nil, "#!/bin/sh\necho call >> %s\nexec %s \"$@\"\n", calls, c.Binary), 0o755))
+	c.Binary = binary
+	e := engine(t, c)
+	all, err := e.List(t.Context(), backup.Filter{})
+	assert.NilError(t, err)
+	count := func() int {
+		text, err := os.ReadFile(calls)
+		assert.NilError(t, err)
+		return strings.Count(string(text), "call\n")
+	}
+	before := count()
+	restored, err := e.Restore(t.Context(), all[0], t.TempDir(), nil, nil)
+	assert.NilError(t, err)
+	assert.Equal(t, restored.Files, uint64(2))
+	assert.Equal(t, count()-before, 1)
+	wrong := all[0]
+	wrong.Bytes++
+	_, err = e.Restore(t.Context(), wrong, t.TempDir(), nil, nil)
+	assert.ErrorContains(t, err, "were restored")
+	assert.NilError(t, e.Forget(t.Context(), []string{all[0].ID}))
+	_, err = e.Restore(t.Context(), all[0], t.TempDir(), nil, nil)
+	assert.Assert(t, errors.Is(err, backup.ErrNoBackup), "%v", err)
 }
 
 func TestOldResticIsRefused(t *testing.T) {
@@ -308,7 +341,7 @@ func TestPathsAreTakenLiterally(t *testing.T) {
 	assert.NilError(t, os.Chmod(filepath.Join(s.Dir, "data/sub"), 0o711))
 	r := makeBackup(t, e, s)
 	dir := t.TempDir()
-	restored, err := e.Restore(t.Context(), r.ID, dir, []string{"a*b", "[x]", `back\slash`, "qu?", "!not", "**", "two words", "sub/two"}, nil)
+	restored, err := e.Restore(t.Context(), backup.Backup{ID: r.ID}, dir, []string{"a*b", "[x]", `back\slash`, "qu?", "!not", "**", "two words", "sub/two"}, nil)
 	assert.NilError(t, err)
 	assert.Equal(t, restored.Files, uint64(8))
 	for _, left := range []string{"one", "axb", "x", "quo"} {
@@ -320,10 +353,10 @@ func TestPathsAreTakenLiterally(t *testing.T) {
 	assert.NilError(t, err)
 	assert.Equal(t, info.Mode().Perm(), os.FileMode(0o750))
 
-	_, err = e.Restore(t.Context(), r.ID, t.TempDir(), []string{"sub", "sub/three"}, nil)
+	_, err = e.Restore(t.Context(), backup.Backup{ID: r.ID}, t.TempDir(), []string{"sub", "sub/three"}, nil)
 	assert.ErrorContains(t, err, `has no "sub/three"`)
 	for _, bad := range []string{"../etc", "/etc", "a//b", ".", "", "sub/.."} {
-		_, err = e.Restore(t.Context(), r.ID, t.TempDir(), []string{bad}, nil)
+		_, err = e.Restore(t.Context(), backup.Backup{ID: r.ID}, t.TempDir(), []string{bad}, nil)
 		assert.ErrorContains(t, err, "want a path below the volume")
 	}
 }
@@ -340,7 +373,7 @@ func TestRestoreToAMountPoint(t *testing.T) {
 	dir := t.TempDir()
 	assert.NilError(t, os.Mkdir(filepath.Join(dir, "data"), 0o700))
 	mounttest.Bind(t, mounttest.Tmpfs(t, 1<<20), filepath.Join(dir, "data"))
-	_, err := e.Restore(t.Context(), r.ID, dir, nil, nil)
+	_, err := e.Restore(t.Context(), backup.Backup{ID: r.ID}, dir, nil, nil)
 	assert.NilError(t, err)
 	nastytree.Compare(t, data, filepath.Join(dir, "data"))
 }
@@ -352,7 +385,7 @@ func TestNothingOfOthersIsListedOrRestored(t *testing.T) {
 	restictest.Plain(t, repo, "backup", source(t).Dir)
 	assert.Equal(t, len(list(t, e)), 0)
 	foreign := strings.Trim(restictest.Plain(t, repo, "--quiet", "list", "snapshots"), "\n")
-	_, err := e.Restore(t.Context(), foreign, t.TempDir(), nil, nil)
+	_, err := e.Restore(t.Context(), backup.Backup{ID: foreign}, t.TempDir(), nil, nil)
 	assert.Assert(t, errors.Is(err, backup.ErrNoBackup), "%v", err)
 	// One that claims to be Berth's, with other things at its top.
 	dir := t.TempDir()
@@ -363,7 +396,7 @@ func TestNothingOfOthersIsListedOrRestored(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	assert.NilError(t, err, "%s", out)
 	for _, b := range list(t, e) {
-		_, err := e.Restore(t.Context(), b.ID, t.TempDir(), nil, nil)
+		_, err := e.Restore(t.Context(), backup.Backup{ID: b.ID}, t.TempDir(), nil, nil)
 		assert.ErrorContains(t, err, "at its top")
 	}
 }

@@ -21,12 +21,12 @@ import (
 const maxPaths = 1000
 
 // Restore implements backup.Engine. A backup that is incomplete is restored as far as it goes.
-func (e *Engine) Restore(ctx context.Context, id, dir string, paths []string, progress func(backup.Progress)) (backup.Restored, error) {
-	restored, err := e.restore(ctx, id, dir, paths, told(progress))
-	return restored, fail(fmt.Sprintf("restore backup %.8s", id), err)
+func (e *Engine) Restore(ctx context.Context, b backup.Backup, dir string, paths []string, progress func(backup.Progress)) (backup.Restored, error) {
+	restored, err := e.restore(ctx, b, dir, paths, told(progress))
+	return restored, fail(fmt.Sprintf("restore backup %.8s", b.ID), err)
 }
 
-func (e *Engine) restore(ctx context.Context, id, dir string, paths []string, progress func(backup.Progress)) (none backup.Restored, err error) {
+func (e *Engine) restore(ctx context.Context, b backup.Backup, dir string, paths []string, progress func(backup.Progress)) (none backup.Restored, err error) {
 	include, err := includes(paths)
 	if err != nil {
 		return none, err
@@ -36,13 +36,13 @@ func (e *Engine) restore(ctx context.Context, id, dir string, paths []string, pr
 	} else if !filepath.IsAbs(dir) || !info.IsDir() {
 		return none, fault.Invalid("%.200q: want the absolute path of a directory", dir)
 	}
-	from, err := e.find(ctx, id)
+	from, err := e.known(ctx, b)
 	if err != nil {
 		return none, err
 	}
 	r := &restoring{engine: e, progress: progress}
 	err = e.run(ctx, call{
-		args: slices.Concat([]string{"--json", "restore", id, "--target", dir, "--sparse"}, include),
+		args: slices.Concat([]string{"--json", "restore", b.ID, "--target", dir, "--sparse"}, include),
 		out:  r.message,
 		err:  r.failure,
 	})
@@ -50,7 +50,7 @@ func (e *Engine) restore(ctx context.Context, id, dir string, paths []string, pr
 		err = r.check()
 	}
 	if err != nil {
-		return none, err
+		return none, e.missing(ctx, b.ID, err)
 	}
 	held, err := account(ctx, dir, paths)
 	if err != nil {

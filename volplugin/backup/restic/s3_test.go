@@ -31,7 +31,7 @@ func TestInS3(t *testing.T) {
 	s.Parent = first.ID
 	second := makeBackup(t, e, s)
 	to := t.TempDir()
-	_, err = e.Restore(t.Context(), second.ID, to, nil, nil)
+	_, err = e.Restore(t.Context(), backup.Backup{ID: second.ID}, to, nil, nil)
 	assert.NilError(t, err)
 	nastytree.Compare(t, s.Dir+"/data", to+"/data")
 	assert.NilError(t, e.Forget(t.Context(), []string{first.ID}))

@@ -28,7 +28,7 @@ func TestOnAServer(t *testing.T) {
 	s.Parent = first.ID
 	r := makeBackup(t, e, s)
 	to := t.TempDir()
-	_, err := e.Restore(t.Context(), r.ID, to, nil, nil)
+	_, err := e.Restore(t.Context(), backup.Backup{ID: r.ID}, to, nil, nil)
 	assert.NilError(t, err)
 	nastytree.Compare(t, s.Dir+"/data", to+"/data")
 	assert.NilError(t, e.Forget(t.Context(), []string{first.ID, s.Parent}))
