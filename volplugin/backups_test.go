@@ -424,6 +424,48 @@ func TestARestoreAsksTheRepositoryNoMoreThanItMust(t *testing.T) {
 	}
 }
 
+func TestARollbackTellsWhatTheDataWasMadeFrom(t *testing.T) {
+	k := newKeeper(t, filepath.Join(t.TempDir(), "repository"))
+	k.target()
+	assert.NilError(t, k.create("web"))
+	first := k.backup("web")
+	k.pass(time.Minute)
+	second := k.backup("web")
+	inPlace := func(name string, b control.Backup) (string, error) {
+		k.pass(time.Minute)
+		done, err := k.RestoreBackup(t.Context(), control.RestoreRequest{Reference: b.Reference, Name: name, InPlace: true}, quiet)
+		if err != nil {
+			return "", err
+		}
+		return done.Kept.Name, nil
+	}
+	back := func(name, snapshot string) string {
+		k.pass(time.Minute)
+		done, err := k.RollbackVolume(t.Context(), control.RollbackRequest{Volume: name, Snapshot: snapshot}, quiet)
+		assert.NilError(t, err)
+		return done.Kept.Name
+	}
+	assert.NilError(t, k.create("copy", "from-backup="+first.Reference))
+	for name, before := range map[string]any{"web": nil, "copy": "backup " + first.Reference} {
+		assert.Equal(t, k.status(name)["source"], before)
+		kept, err := inPlace(name, second)
+		assert.NilError(t, err)
+		assert.Equal(t, k.status(name)["source"], "backup "+second.Reference)
+		restored := back(name, kept)
+		assert.Equal(t, k.status(name)["source"], before, name)
+		assert.Equal(t, k.ledger.view(k.home.key, name).Record.Phase, volume.Ready)
+		back(name, restored)
+		assert.Equal(t, k.status(name)["source"], "backup "+second.Reference, name)
+		back(name, kept)
+
+		k.wrapped(func(eng backup.Engine) backup.Engine { return cut{eng, backup.ErrPassword} })
+		_, err = inPlace(name, second)
+		assert.ErrorIs(t, err, backup.ErrPassword)
+		k.wrapped(nil)
+		assert.Equal(t, k.status(name)["source"], before, name)
+	}
+}
+
 func TestOnlyWhatIsDueIsBackedUpAndKept(t *testing.T) {
 	k := newKeeper(t, filepath.Join(t.TempDir(), "repository"))
 	k.target()

@@ -114,6 +114,7 @@ func (r *Root) finishRollback(ctx context.Context, rec Record, progress func(eng
 	keep := Snapshot{
 		Schema: snapshotSchema, Name: rec.Rollback.Keep, UUID: rec.UUID, Volume: rec.Name, Engine: rec.Engine,
 		CreatedAt: r.Now().UTC().Truncate(time.Second), Phase: Creating, Host: r.Host, Trigger: BeforeRollback,
+		Source: rec.madeFrom(),
 	}
 	data, err := keep.Encode()
 	if err != nil {
@@ -160,13 +161,31 @@ func (r *Root) finishRollback(ctx context.Context, rec Record, progress func(eng
 	if err := r.step(ctx, "rollback.ready", rec.Name); err != nil {
 		return done, err
 	}
+	// A record that cannot be read any more keeps no volume from its data.
+	to, errTo := r.snapshotOf(rec, rec.Rollback.Snapshot)
 	done.Record, err = r.advance(ctx, rec, func(now *Record) {
 		now.Phase, now.Host, now.Rollback = Ready, "", nil
-		if now.halfRestored() {
-			now.Source, now.Reason = nil, ""
+		switch {
+		case errTo == nil && to.Source != nil && to.Source.isZero(), errTo == nil && to.Source == nil && to.Trigger == BeforeRestore:
+			now.Source = nil
+		case errTo == nil && to.Source != nil:
+			now.Source = to.Source
+		case now.halfRestored():
+			now.Source = nil
 		}
+		now.Reason = ""
 	})
 	return done, err
+}
+
+// madeFrom is what snapshots keep of a volume's Source.
+func (r Record) madeFrom() *Source {
+	if r.Source == nil {
+		return &Source{}
+	}
+	made := *r.Source
+	made.Kept, made.Filling = "", false
+	return &made
 }
 
 // undoRollback makes the volume ready as it was, if its data has not been exchanged.

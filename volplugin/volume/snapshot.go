@@ -51,6 +51,9 @@ type Snapshot struct {
 	Bytes    uint64            `json:"bytes,omitempty"`
 	Unstable uint64            `json:"unstable,omitempty"`
 	Labels   map[string]string `json:"labels,omitempty"`
+	// Source is what the volume's data was made from then, the empty one for nothing: a
+	// volume that is rolled back has it again. nil in those of earlier versions.
+	Source *Source `json:"source,omitempty"`
 	// For is the UUID of the volume that is cloned from it.
 	For string `json:"for,omitempty"`
 }
@@ -116,6 +119,11 @@ func (s Snapshot) check(uuid, name string) error {
 	case Creating, Ready, Removing:
 	default:
 		return fmt.Errorf("phase %.40q", s.Phase)
+	}
+	if s.Source != nil {
+		if err := s.Source.check(); err != nil {
+			return err
+		}
 	}
 	switch s.Trigger {
 	case Manual, Scheduled, BeforeRollback, BeforeRestore, ForClone, ForBackup:

@@ -442,7 +442,7 @@ func (r *Root) beginSnapshot(ctx context.Context, dir *rooted.Dir, rec Record, o
 	snap := Snapshot{
 		Schema: snapshotSchema, Name: o.Name, UUID: rec.UUID, Volume: rec.Name, Engine: rec.Engine,
 		CreatedAt: r.Now().UTC().Truncate(time.Second), Phase: Creating, Host: r.Host,
-		Trigger: o.Trigger, Labels: o.Labels, For: o.forVolume,
+		Trigger: o.Trigger, Labels: o.Labels, Source: rec.madeFrom(), For: o.forVolume,
 	}
 	if snap.Trigger == "" {
 		snap.Trigger = Manual
