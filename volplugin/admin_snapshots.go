@@ -18,11 +18,21 @@ import (
 	"github.com/berth-plugin/berth/volplugin/volume"
 )
 
+// backupWait is how long a snapshot that somebody has made for a backup waits for it. A
+// command that is killed leaves it no longer.
+const backupWait = 5 * time.Minute
+
 // CreateSnapshot implements control.VolumeAdmin.
 func (d *Driver) CreateSnapshot(ctx context.Context, req control.SnapshotRequest, tell func(control.Progress)) (control.Snapshot, error) {
 	o := volume.SnapshotOptions{Name: req.Name, Trigger: volume.Manual}
 	if req.Paused {
 		o.Consistency = engine.Paused
+	}
+	if req.ForBackup {
+		if d.backups == nil {
+			return control.Snapshot{}, errNoBackups
+		}
+		o.Trigger, o.Wait = volume.ForBackup, backupWait
 	}
 	return d.createSnapshot(ctx, req.Volume, o, tell)
 }

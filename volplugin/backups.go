@@ -594,7 +594,7 @@ func (d *Driver) backUpSnapshot(ctx context.Context, s *store, root *volume.Root
 func (b *backups) manifest(rec volume.Record, able engine.Abilities, snap volume.Snapshot, kept bool, host string) backup.Manifest {
 	return backup.Manifest{
 		Berth: b.Version, Volume: rec.Name, UUID: rec.UUID, Options: rec.CurrentOptions(), Labels: rec.Labels,
-		Engine: rec.Engine, FileSystem: able.FileSystem, Size: rec.Size, Snapshot: snap.Name, SnapshotKept: kept,
+		Engine: rec.Engine, FileSystem: able.FileSystem, Size: rec.Size, Snapshot: snap.Name, SnapshotKept: kept && snap.Trigger != volume.ForBackup,
 		Time: snap.CreatedAt.UTC(), Consistency: snap.Consistency, Unstable: snap.Unstable, Host: host,
 	}
 }

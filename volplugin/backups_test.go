@@ -771,3 +771,30 @@ func TestASnapshotForABackupDoesNotOutliveItsProcess(t *testing.T) {
 	k.tend(t.Context())
 	assert.DeepEqual(t, k.snapshots("web"), []string{})
 }
+
+// One that a command has made goes too, when the command has not come back for it.
+func TestASnapshotThatNobodyBacksUpGoes(t *testing.T) {
+	k := newKeeper(t, filepath.Join(t.TempDir(), "repository"))
+	k.target()
+	assert.NilError(t, k.create("web"))
+	made, err := k.CreateSnapshot(t.Context(), control.SnapshotRequest{Volume: "web", Name: "backup-1", Paused: true, ForBackup: true}, quiet)
+	assert.NilError(t, err)
+	assert.Equal(t, made.Origin, control.SnapshotOrigin("backup"))
+	k.pass(backupWait - time.Minute)
+	k.restart()
+	k.tend(t.Context())
+	assert.DeepEqual(t, k.snapshots("web"), []string{"backup-1"})
+	done, err := k.CreateBackup(t.Context(), control.BackupRequest{Volume: "web", Snapshot: "backup-1"}, quiet)
+	assert.NilError(t, err)
+	shown, err := k.Backup(t.Context(), control.BackupRef{Reference: done.Reference}, quiet)
+	assert.NilError(t, err)
+	assert.Equal(t, shown.Consistency, control.Consistency("paused"))
+	assert.Assert(t, shown.Manifest["snapshot-kept"] == nil)
+	using := k.backups.using(k.ledger.view(k.home.key, "web").Record.UUID, "backup-1")
+	k.pass(2 * time.Minute)
+	k.tend(t.Context())
+	assert.DeepEqual(t, k.snapshots("web"), []string{"backup-1"})
+	using()
+	k.tend(t.Context())
+	assert.DeepEqual(t, k.snapshots("web"), []string{})
+}

@@ -59,6 +59,7 @@ func TestPausedBackup(t *testing.T) {
 		assert.Equal(t, p.out.String(), c.out)
 		assert.Equal(t, p.err.String(), c.err)
 		assert.Equal(t, state, container.StateRunning)
+		assert.Assert(t, s.daemon.forBackup)
 		assert.DeepEqual(t, asked, control.BackupRequest{Volume: "v", Snapshot: "s1", Target: "nas"})
 		assert.Equal(t, <-s.daemon.removed, control.SnapshotRef{Volume: "v", Name: "s1"})
 		s.settled()

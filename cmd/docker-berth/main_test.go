@@ -41,6 +41,8 @@ type daemon struct {
 	proceed             chan struct{}
 	ended               chan error
 	removed             chan control.SnapshotRef
+	// forBackup is what was said of the snapshot.
+	forBackup bool
 	// backup is what the daemon answers to a request for one.
 	backup func(control.BackupRequest) (control.Backup, error)
 	added  chan control.TargetSpec
@@ -53,6 +55,7 @@ func (d *daemon) Volume(_ context.Context, name string) (control.Volume, error) 
 func (d *daemon) Volumes(context.Context) ([]control.Volume, error) { return nil, nil }
 
 func (d *daemon) CreateSnapshot(ctx context.Context, req control.SnapshotRequest, _ func(control.Progress)) (control.Snapshot, error) {
+	d.forBackup = req.ForBackup
 	close(d.began)
 	select {
 	case <-d.proceed:
@@ -242,7 +245,7 @@ func TestKilledWatchdog(t *testing.T) {
 }
 
 func TestInterruptedSnapshot(t *testing.T) {
-	for _, sig := range []os.Signal{os.Interrupt, unix.SIGTERM} {
+	for _, sig := range []os.Signal{os.Interrupt, unix.SIGTERM, unix.SIGHUP} {
 		s := newScene(t)
 		p := s.pause()
 		assert.NilError(t, p.Process.Signal(sig))

@@ -341,6 +341,9 @@ type SnapshotRequest struct {
 	// volume stands still until the answer. The caller removes a snapshot that this
 	// did not hold for.
 	Paused bool `json:",omitempty"`
+	// ForBackup says that the caller has the snapshot backed up within five minutes, and
+	// removes it then. Otherwise the daemon does, unless it is being backed up.
+	ForBackup bool `json:",omitempty"`
 }
 
 // A SnapshotRef names a snapshot.

@@ -54,6 +54,9 @@ type Snapshot struct {
 	// Source is what the volume's data was made from then, the empty one for nothing: a
 	// volume that is rolled back has it again. nil in those of earlier versions.
 	Source *Source `json:"source,omitempty"`
+	// Until is for how long one that was made ForBackup stays although nobody is backing it
+	// up yet.
+	Until time.Time `json:"until,omitzero"`
 	// For is the UUID of the volume that is cloned from it.
 	For string `json:"for,omitempty"`
 }

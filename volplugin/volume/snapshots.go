@@ -41,6 +41,8 @@ type SnapshotOptions struct {
 	// Consistency that the caller has seen to by bringing to rest what uses the volume;
 	// "" is the engine's.
 	Consistency engine.Consistency
+	// Wait is for how long a snapshot that is made ForBackup stays before its backup begins.
+	Wait time.Duration
 
 	forVolume string
 }
@@ -390,6 +392,9 @@ func (r *Root) createSnapshot(ctx context.Context, rec Record, o SnapshotOptions
 	ready.Phase = Ready
 	ready.Consistency, ready.Files, ready.Bytes, ready.Unstable = copied.Consistency, copied.Files, copied.Bytes, copied.Unstable
 	ready.Consistency = cmp.Or(o.Consistency, ready.Consistency)
+	if o.Wait > 0 {
+		ready.Until = r.Now().UTC().Add(o.Wait).Truncate(time.Second)
+	}
 	if err := r.step(ctx, "snapshot.ready", rec.Name); err != nil {
 		return Snapshot{}, err
 	}

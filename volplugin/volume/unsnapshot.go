@@ -224,7 +224,7 @@ func (r *Root) unsettled(ctx context.Context, entry SnapshotEntry) (bool, error)
 		return made.Phase != Restoring, err
 	}
 	if snap.Phase == Ready && snap.Trigger == ForBackup && snap.Host == r.Host {
-		return r.BackedUp == nil || !r.BackedUp(snap), nil
+		return !r.Now().Before(snap.Until) && (r.BackedUp == nil || !r.BackedUp(snap)), nil
 	}
 	if snap.Phase == Ready {
 		return false, nil

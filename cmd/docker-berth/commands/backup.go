@@ -133,11 +133,12 @@ func missingWords(named int) string {
 }
 
 // pausedBackup makes a snapshot while the containers that use the volume stand still,
-// backs that up and removes it, whatever became of the backup. A backup with a
+// backs that up and removes it, whatever became of the backup; the daemon does if this
+// process is killed. A backup with a
 // reference was made, whatever the error is.
 func (a *app) pausedBackup(ctx context.Context, client *control.Client, req control.BackupRequest, most time.Duration, show func(control.Progress)) (backup control.Backup, err error) {
 	name := "backup-" + time.Now().UTC().Format("20060102T150405Z")
-	snapshot, err := a.pausedSnapshot(ctx, client, control.SnapshotRequest{Volume: req.Volume, Name: name}, most, show)
+	snapshot, err := a.pausedSnapshot(ctx, client, control.SnapshotRequest{Volume: req.Volume, Name: name, ForBackup: true}, most, show)
 	if err != nil {
 		return backup, err
 	}

@@ -109,7 +109,11 @@ var errInterrupted = errors.New("interrupted: what was begun is undone, or compl
 // interruptible returns a context that ends when the user interrupts the command. The
 // daemon undoes then what it began; done makes words of that.
 func interruptible(cmd *cobra.Command) (ctx context.Context, done func(error) error) {
-	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(cmd.Context(), signals...)
 	return ctx, func(err error) error {
 		interrupted := ctx.Err() != nil
 		stop()
