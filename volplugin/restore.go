@@ -178,9 +178,6 @@ func (d *Driver) RestoreBackup(ctx context.Context, req control.RestoreRequest, 
 	if req.InPlace && len(req.Options) > 0 {
 		return out, fault.Invalid("options do not go with a restore in place: the volume has its own")
 	}
-	if req.InPlace && len(req.Paths) > 0 {
-		return out, fault.Invalid("single paths are not restored in place: restore them into a new volume, and copy what you need")
-	}
 	for _, name := range []string{"from", "seed", "from-backup"} {
 		if _, ok := req.Options[name]; ok {
 			return out, fault.Invalid("option %s does not go with a restore", name)
@@ -200,7 +197,7 @@ func (d *Driver) RestoreBackup(ctx context.Context, req control.RestoreRequest, 
 	if req.InPlace {
 		report := newReporter(tell)
 		defer report.end()
-		out.Volume, out.Kept, err = d.restoreInPlace(ctx, req.Name, ref.String(), found, report)
+		out.Volume, out.Kept, err = d.restoreInPlace(ctx, req, ref.String(), found, report)
 		return out, err
 	}
 	manifest, err := eng.Manifest(ctx, found.ID)
@@ -232,16 +229,17 @@ func (d *Driver) sameVolume(name string, ref backup.Reference, found backup.Back
 		ref, found.Volume, found.Host, referenceTo(ref.Target, found.Volume, found.ID))
 }
 
-// restoreInPlace puts a backup in the place of a volume's data. When that does not
+// restoreInPlace puts a backup in the place of a volume's data, or of some paths in it. When that does not
 // succeed, or ctx ends, the volume has its data of before again.
-func (d *Driver) restoreInPlace(ctx context.Context, name, reference string, found backup.Backup, report *reporter) (out control.Volume, kept *control.Snapshot, err error) {
+func (d *Driver) restoreInPlace(ctx context.Context, req control.RestoreRequest, reference string, found backup.Backup, report *reporter) (out control.Volume, kept *control.Snapshot, err error) {
+	name := req.Name
 	var rec volume.Record
 	var in *store
 	err = d.operate(ctx, name, alone, func(ctx context.Context, s *store, root *volume.Root) error {
 		if err := d.unused(ctx, s, root, name); err != nil {
 			return err
 		}
-		begun, snap, err := root.RestoreBegin(ctx, name, reference, found, report.step("keeping what is there"))
+		begun, snap, err := root.RestoreBegin(ctx, name, reference, found, req.Paths, report.step("keeping what is there"))
 		if err != nil {
 			return errors.Join(err, s.relearn(root, name))
 		}
@@ -266,7 +264,8 @@ func (d *Driver) undoRestore(ctx context.Context, s *store, name string, rec vol
 	defer cancel()
 	s.fills.stop(ctx, rec.UUID)
 	return d.operate(ctx, name, alone, func(ctx context.Context, s *store, root *volume.Root) error {
-		if err := root.GiveUpRestore(ctx, name); err != nil {
+		undone, err := root.GiveUpRestore(ctx, name, rec.Source.Kept)
+		if err != nil || undone {
 			return errors.Join(err, s.relearn(root, name))
 		}
 		done, err := root.Rollback(ctx, name, rec.Source.Kept, nil)

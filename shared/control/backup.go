@@ -205,7 +205,8 @@ type RestoreRequest struct {
 	// replaced, and what was there is kept as a snapshot.
 	Name    string
 	InPlace bool `json:",omitempty"`
-	// Paths below the data limit what is restored; none are all.
+	// Paths below the data limit what is restored, and in place what is replaced; none are
+	// all.
 	Paths []string `json:",omitempty"`
 	// Options of a new volume beside those that it had when it was backed up.
 	Options map[string]string `json:",omitempty"`

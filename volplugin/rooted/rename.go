@@ -31,6 +31,19 @@ func (d *Dir) lookAndRename(name string, to *Dir, newName string) error {
 	return d.renamed(name, to, newName, unix.Renameat(d.FD(), name, to.FD(), newName))
 }
 
+// Exchange makes two entries of directories on the same file system change places in one
+// step. The error wraps errors.ErrUnsupported where the file system cannot.
+func (d *Dir) Exchange(name string, to *Dir, newName string) error {
+	if err := errors.Join(checkName(name), checkName(newName)); err != nil {
+		return d.fail("exchange", name, err)
+	}
+	err := unix.Renameat2(d.FD(), name, to.FD(), newName, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		err = fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
+	}
+	return d.renamed(name, to, newName, err)
+}
+
 // renamed words an error so that it tells which of the names is the trouble.
 func (d *Dir) renamed(name string, to *Dir, newName string, err error) error {
 	if errors.Is(err, fs.ErrExist) {

@@ -39,3 +39,26 @@ func TestRenameNewReplacesNothing(t *testing.T) {
 		assert.ErrorContains(t, dir.RenameNew("b", dir, name), "is not the name")
 	}
 }
+
+func TestExchange(t *testing.T) {
+	dir := t.TempDir()
+	top, err := Open(dir)
+	assert.NilError(t, err)
+	defer top.Close()
+	assert.NilError(t, top.Mkdir("d", 0o700))
+	sub, err := top.Dir("d")
+	assert.NilError(t, err)
+	defer sub.Close()
+	assert.NilError(t, top.WriteNew("f", []byte("file"), 0o600))
+	assert.NilError(t, os.Symlink("/etc", filepath.Join(dir, "d/link")))
+	assert.NilError(t, top.Exchange("f", sub, "link"))
+	target, err := os.Readlink(filepath.Join(dir, "f"))
+	assert.NilError(t, err)
+	assert.Equal(t, target, "/etc")
+	text, err := sub.ReadFile("link", 10)
+	assert.NilError(t, err)
+	assert.Equal(t, string(text), "file")
+	assert.ErrorIs(t, top.Exchange("f", sub, "none"), fs.ErrNotExist)
+	assert.ErrorContains(t, top.Exchange("f", sub, ".."), "is not the name")
+	assert.ErrorContains(t, top.Exchange("d/link", sub, "link"), "is not the name")
+}

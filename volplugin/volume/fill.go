@@ -161,7 +161,8 @@ func (r *Root) CreateAbort(ctx context.Context, name string) error {
 }
 
 // breakOff records that a volume's data can never be made, unless the next attempt may
-// succeed.
+// succeed. A volume whose data is as it was before single paths were to be restored is
+// ready instead.
 func (r *Root) breakOff(ctx context.Context, rec Record, cause error) error {
 	switch fault.Kind(failed(cause)) {
 	case "unavailable", "timeout":
@@ -169,6 +170,10 @@ func (r *Root) breakOff(ctx context.Context, rec Record, cause error) error {
 	}
 	if ctx.Err() != nil || errors.Is(cause, errTaken) || rec.Source.Trash {
 		return nil
+	}
+	// fill may have gone on since rec.
+	if now, err := r.Record(rec.Name); err == nil && now.UUID == rec.UUID && now.Host == r.Host && now.untouched() {
+		return r.unplace(ctx, now)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/volplugin/engine"
 	"github.com/berth-plugin/berth/volplugin/options"
 )
@@ -154,6 +155,9 @@ type Source struct {
 	// Kept is set while a backup is restored in the place of a volume's data: it is the
 	// snapshot of what was there before.
 	Kept string `json:"kept,omitempty"`
+	// Placing is set from the moment on at which single paths that were restored into a
+	// volume with data, which Kept has, take their places.
+	Placing bool `json:"placing,omitempty"`
 	// Trash: it was taken out of the trash.
 	Trash bool `json:"trash,omitempty"`
 	// Filling is set from the moment that data under the volume's name is what Berth
@@ -295,6 +299,9 @@ func (r Record) Encode() ([]byte, error) {
 	data, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("encode record of volume %s: %w", r.Name, err)
+	}
+	if len(data) >= maxRecord {
+		return nil, fault.Invalid("the record of volume %s would have %d bytes: at most %d are read; give fewer options, labels or paths", r.Name, len(data), maxRecord)
 	}
 	return append(data, '\n'), nil
 }

@@ -8,15 +8,15 @@ import (
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/volplugin/backup"
 	"github.com/berth-plugin/berth/volplugin/engine"
-	"github.com/berth-plugin/berth/volplugin/rooted"
 )
 
 // RestoreBegin makes a ready volume one that is restoring: CreateFill puts the backup,
-// which the reference has been found to mean, in the place of its data. What is there stays as a snapshot called
+// which the reference has been found to mean, in the place of its data, or of the paths
+// in it if there are any. What is there stays as a snapshot called
 // pre-restore-TIME. The volume is in nobody's use, on no host, which the caller sees
 // to. When the backup cannot be restored the volume is broken, and Rollback to that
 // snapshot makes it ready again.
-func (r *Root) RestoreBegin(ctx context.Context, name, reference string, found backup.Backup, progress func(engine.Progress)) (Record, Snapshot, error) {
+func (r *Root) RestoreBegin(ctx context.Context, name, reference string, found backup.Backup, paths []string, progress func(engine.Progress)) (Record, Snapshot, error) {
 	rec, err := r.ready(name)
 	if err != nil {
 		return Record{}, Snapshot{}, err
@@ -27,7 +27,7 @@ func (r *Root) RestoreBegin(ctx context.Context, name, reference string, found b
 	if err := r.unprotected(rec, "restored"); err != nil {
 		return Record{}, Snapshot{}, err
 	}
-	rec, kept, err := r.restoreBegin(ctx, rec, Source{Backup: reference, Found: foundBackup(&found)}, progress)
+	rec, kept, err := r.restoreBegin(ctx, rec, Source{Backup: reference, Found: foundBackup(&found), Paths: paths}, progress)
 	if err != nil {
 		return Record{}, Snapshot{}, failed(fmt.Errorf("restore volume %s: %w", name, err))
 	}
@@ -82,24 +82,31 @@ func (r *Root) fillInPlace(ctx context.Context, rec Record, progress func(engine
 	if err != nil {
 		return Record{}, err
 	}
-	err = r.restoreOver(ctx, rec, progress)
+	if len(rec.Source.Paths) > 0 {
+		rec, err = r.restorePaths(ctx, rec, progress)
+	} else {
+		err = r.restoreOver(ctx, rec, progress)
+	}
 	if err := errors.Join(err, release()); err != nil {
 		return Record{}, err
 	}
 	if err := r.step(ctx, "restore.ready", rec.Name); err != nil {
 		return Record{}, err
 	}
-	return r.advance(ctx, rec, func(now *Record) { now.Phase, now.Host, now.Source.Kept = Ready, "", "" })
+	_, before := r.keptBefore(rec)
+	return r.advance(ctx, rec, func(now *Record) {
+		now.Phase, now.Host = Ready, ""
+		if len(now.Source.Paths) > 0 {
+			now.Source = before // most of the data is what it was
+		} else {
+			now.Source.Kept = ""
+		}
+	})
 }
 
 // restoreOver empties the data and restores into it.
 func (r *Root) restoreOver(ctx context.Context, rec Record, progress func(engine.Progress)) error {
-	handle, err := r.Data(rec)
-	if err != nil {
-		return err
-	}
-	defer handle.Close()
-	dst, err := rooted.Open(handle.ProcPath()) // a handle that can be read
+	dst, err := r.openData(rec)
 	if err != nil {
 		return err
 	}
@@ -123,16 +130,29 @@ func (r *Root) restoreOver(ctx context.Context, rec Record, progress func(engine
 }
 
 // GiveUpRestore marks a volume broken that is being restored in place, so that it can
-// be rolled back. The caller has ended this host's CreateFill of it.
-func (r *Root) GiveUpRestore(ctx context.Context, name string) error {
+// be rolled back to kept. undone tells that it need not be: its data is as it was, and
+// kept is gone. The caller has ended this host's CreateFill of it.
+func (r *Root) GiveUpRestore(ctx context.Context, name, kept string) (undone bool, err error) {
 	rec, err := r.Record(name)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if rec.Phase == Restoring && rec.halfRestored() {
-		return r.breakOff(ctx, rec, errGivenUp)
+		if err := r.breakOff(ctx, rec, errGivenUp); err != nil {
+			return false, err
+		}
+		if rec, err = r.Record(name); err != nil {
+			return false, err
+		}
 	}
-	return nil
+	if rec.Phase != Ready {
+		return false, nil
+	}
+	_, err = r.snapshotOf(rec, kept)
+	if errors.Is(err, ErrNoSnapshot) {
+		return true, nil
+	}
+	return false, err
 }
 
 // errGivenUp is why a volume is broken whose restore was cancelled.

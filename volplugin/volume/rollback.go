@@ -184,7 +184,7 @@ func (r Record) madeFrom() *Source {
 		return &Source{}
 	}
 	made := *r.Source
-	made.Kept, made.Filling = "", false
+	made.Kept, made.Filling, made.Placing = "", false, false
 	return &made
 }
 

@@ -73,6 +73,10 @@ func TestBackupRequests(t *testing.T) {
 		{"backup restore nas/files9 --in-place", "files9@pre-restore-1\n", control.RestoreRequest{Reference: "nas/files9", Name: "files9", InPlace: true}},
 		{"backup restore nas/db files9 --in-place", "files9@pre-restore-1\n", control.RestoreRequest{Reference: "nas/db", Name: "files9", InPlace: true}},
 		{
+			"backup restore nas/db files9 --in-place --path etc/app.conf", "files9@pre-restore-1\n",
+			control.RestoreRequest{Reference: "nas/db", Name: "files9", InPlace: true, Paths: []string{"etc/app.conf"}},
+		},
+		{
 			"volume set db backup.schedule=@daily backup.target=nas backup.keep=7d:4w", "db\n",
 			control.UpdateRequest{Volume: "db", Set: map[string]string{"backup.schedule": "@daily", "backup.target": "nas", "backup.keep": "7d:4w"}},
 		},
@@ -301,6 +305,9 @@ func TestRestoreInPlaceTellsHowToGoBack(t *testing.T) {
 	_, stderr, err := newShelf(t).try("backup", "restore", "nas/db", "files9", "--in-place")
 	assert.NilError(t, err)
 	assert.Equal(t, stderr, "Volume files9 has the data of nas/db@11111111. What it had before is the snapshot:\n")
+	_, stderr, err = newShelf(t).try("backup", "restore", "nas/db", "files9", "--in-place", "--path", "etc", "--path", "/var/a")
+	assert.NilError(t, err)
+	assert.Equal(t, stderr, "Volume files9 has etc, var/a of nas/db@11111111. What it had before is the snapshot:\n")
 }
 
 func TestBackupCompletion(t *testing.T) {

@@ -27,8 +27,10 @@ func (a *app) backupRestoreCommand() *cobra.Command {
 			"engine), where -o says nothing else. An interrupted restore leaves nothing behind.\n\n" +
 			"With --in-place the volume is there already and its data is replaced. What it had before\n" +
 			"becomes a snapshot, whose name is printed: docker berth volume rollback undoes the restore.\n" +
-			"Stop the containers that use the volume first.",
+			"Stop the containers that use the volume first. With --path only that is replaced, and all\n" +
+			"else stays as it is; directories above it that are gone are made anew.",
 		Example: "  docker berth backup restore nas/db@latest db-test\n  docker berth backup restore nas/db@2026-01-31 --in-place\n" +
+			"  docker berth backup restore nas/db --in-place --path etc/app.conf\n" +
 			"  docker berth backup restore nas/db conf --path etc --path var/lib/app.conf",
 		ValidArgsFunction: a.completeReferences(one, true),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -92,7 +94,11 @@ func (a *app) restoreBackup(ctx context.Context, req control.RestoreRequest) err
 		fmt.Fprintln(a.Docker.Out(), done.Volume.Name)
 		return nil
 	}
-	fmt.Fprintf(a.Docker.Err(), "Volume %s has the data of %s. What it had before is the snapshot:\n", done.Volume.Name, done.Backup.Reference)
+	what := "the data"
+	if len(req.Paths) > 0 {
+		what = strings.Join(req.Paths, ", ")
+	}
+	fmt.Fprintf(a.Docker.Err(), "Volume %s has %s of %s. What it had before is the snapshot:\n", done.Volume.Name, what, done.Backup.Reference)
 	fmt.Fprintln(a.Docker.Out(), refOf(*done.Kept))
 	return nil
 }

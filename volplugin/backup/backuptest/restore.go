@@ -110,6 +110,9 @@ func testPaths(b *bench) {
 		write(b, filepath.Join(data(s), "in", name, "file"), name)
 	}
 	write(b, filepath.Join(data(s), "plain/deep/file"), "content")
+	write(b, filepath.Join(data(s), "own/deep/file"), "content")
+	assert.NilError(b, os.Chown(filepath.Join(data(s), "own"), 70, 71))
+	assert.NilError(b, unix.Chmod(filepath.Join(data(s), "own"), 0o2710))
 	tree(b, data(s))
 	id := b.backup(s).ID
 	for _, name := range literal {
@@ -125,6 +128,10 @@ func testPaths(b *bench) {
 	assert.DeepEqual(b, names(b, below), []string{"in", "link", "plain"})
 	assert.DeepEqual(b, names(b, filepath.Join(below, "in")), []string{"*"})
 	nastytree.CompareLoosely(b, filepath.Join(data(s), "plain"), filepath.Join(below, "plain"))
+	// What is above has the owner and mode that it had.
+	var st unix.Stat_t
+	assert.NilError(b, unix.Lstat(filepath.Join(b.restore(id, "own/deep/file"), backup.DataName, "own"), &st))
+	assert.DeepEqual(b, []uint32{st.Uid, st.Gid, st.Mode & 0o7777}, []uint32{70, 71, 0o2710})
 	// A file with two names comes with its content, whichever is asked for.
 	for _, name := range []string{"hard", "dir/deep/file"} {
 		content, err := os.ReadFile(filepath.Join(b.restore(id, name), backup.DataName, name))

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/volplugin/backup"
 	"github.com/berth-plugin/berth/volplugin/rooted"
 )
@@ -124,7 +125,7 @@ func (x *extractor) all(r io.Reader) error {
 	}
 	for i, found := range x.found {
 		if !found {
-			return fmt.Errorf("path %s: %w in the archive", shown(x.options.Paths[i]), fs.ErrNotExist)
+			return fault.NotFound("path %s: %w in the archive", shown(x.options.Paths[i]), fs.ErrNotExist)
 		}
 	}
 	if len(x.elsewhere) > 0 {
