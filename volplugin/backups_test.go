@@ -213,6 +213,51 @@ func TestLatestOfAnotherHostDoesNotReplaceAVolume(t *testing.T) {
 	assert.Equal(t, k.content("web", "f"), "other")
 }
 
+// Hosts that share a repository may each have a volume of the name: nothing is made of
+// either by chance.
+func TestLatestOfTwoHostsIsRefused(t *testing.T) {
+	repository := filepath.Join(t.TempDir(), "repository")
+	k, other := newKeeper(t, repository), newKeeper(t, repository)
+	hosts := []*keeper{k, other}
+	for i, h := range hosts {
+		h.cfg.HostID = []string{"alpha/1", "beta/1"}[i]
+		h.restart()
+		h.target()
+		assert.NilError(t, h.create("web"))
+		h.put("web", "f", []string{"mine", "theirs"}[i])
+	}
+	last := make([]control.Backup, 2)
+	for range 2 {
+		for i, h := range hosts {
+			k.pass(time.Minute)
+			other.pass(time.Minute)
+			last[i] = h.backup("web")
+		}
+	}
+	for name, do := range map[string]func() error{
+		"from-backup": func() error { return k.create("copy", "from-backup=nas/web") },
+		"a time":      func() error { return k.create("copy", "from-backup=nas/web@2999-01-01") },
+		"restore": func() error {
+			_, err := k.RestoreBackup(t.Context(), control.RestoreRequest{Reference: "nas/web", Name: "copy"}, quiet)
+			return err
+		},
+		"in place": func() error {
+			_, err := k.RestoreBackup(t.Context(), control.RestoreRequest{Reference: "nas/web", Name: "web", InPlace: true}, quiet)
+			return err
+		},
+	} {
+		err := do()
+		assert.Assert(t, errdefs.IsInvalidArgument(err), "%s: %v", name, err)
+		for _, want := range []string{last[0].Reference, last[1].Reference, "host alpha", "host beta", last[1].Time.Format(time.RFC3339)} {
+			assert.ErrorContains(t, err, want)
+		}
+		assert.DeepEqual(t, k.list(), []string{"web"})
+		assert.Equal(t, k.content("web", "f"), "mine")
+	}
+	assert.NilError(t, k.create("copy", "from-backup="+last[0].Reference))
+	assert.Equal(t, k.content("copy", "f"), "mine")
+}
+
 func TestABackupThatIsNotThereMakesNoVolume(t *testing.T) {
 	k := newKeeper(t, filepath.Join(t.TempDir(), "repository"))
 	for reference, want := range map[string]string{

@@ -2,8 +2,10 @@ package backup_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -88,6 +90,56 @@ func TestReferencesPickOneBackup(t *testing.T) {
 	} {
 		_, err := backup.Reference{Target: "nas", Volume: "web", Pick: pick}.Select(list)
 		assert.Assert(t, kind(err), "%s: %v", pick, err)
+	}
+}
+
+// Volumes of one name are told apart by who made their backups, and when.
+func TestLatestOfTwoVolumesOfAName(t *testing.T) {
+	at := func(day int) time.Time { return time.Date(2026, 1, day, 3, 0, 0, 0, time.UTC) }
+	made := func(uuid, host string, days ...int) (list []backup.Backup) {
+		for _, day := range days {
+			list = append(list, backup.Backup{ID: fmt.Sprintf("%s%02d", strings.Repeat(uuid, 8), day), Volume: "db", UUID: uuid, Host: host, Time: at(day)})
+		}
+		return list
+	}
+	part := func(list []backup.Backup) []backup.Backup {
+		for i := range list {
+			list[i].Incomplete = true
+		}
+		return list
+	}
+	for name, tc := range map[string]struct {
+		list []backup.Backup
+		pick string
+		want string // the ID, or both that the error names
+	}{
+		"one volume on two hosts":                     {slices.Concat(made("a", "one", 1, 3), made("a", "two", 2, 4)), "latest", "aaaaaaaa04"},
+		"moved":                                       {slices.Concat(made("a", "one", 1, 2, 3), made("b", "two", 4, 5)), "latest", "bbbbbbbb05"},
+		"moved, and asked for what was before":        {slices.Concat(made("a", "one", 1, 2, 3), made("b", "two", 4, 5)), "2026-01-03", "aaaaaaaa03"},
+		"moved, and the last backup is incomplete":    {slices.Concat(made("a", "one", 1, 2, 3), made("b", "two", 4), part(made("b", "two", 5))), "latest", "bbbbbbbb04"},
+		"made anew on the same host":                  {slices.Concat(made("a", "one", 1, 2, 4), made("b", "one", 3, 5)), "latest", "bbbbbbbb05"},
+		"two hosts, each its own":                     {slices.Concat(made("a", "one", 1, 2, 3, 4), made("b", "two", 2, 3, 5)), "latest", "nas/db@bbbbbbbb (host two, 2026-01-05T03:00:00Z) or nas/db@aaaaaaaa (host one, 2026-01-04T03:00:00Z)"},
+		"two hosts, in the same second":               {slices.Concat(made("a", "one", 1), made("b", "two", 1)), "latest", "nas/db@aaaaaaaa (host one, 2026-01-01T03:00:00Z) or nas/db@bbbbbbbb (host two, 2026-01-01T03:00:00Z)"},
+		"two hosts, before the second one began":      {slices.Concat(made("a", "one", 1, 2, 3, 4), made("b", "two", 2, 3, 5)), "2026-01-01", "aaaaaaaa01"},
+		"two hosts, after":                            {slices.Concat(made("a", "one", 1, 2, 3, 4), made("b", "two", 2, 3, 5)), "2026-01-03T03:00:00Z", "nas/db@"},
+		"two hosts, of which one has incomplete ones": {slices.Concat(made("a", "one", 1, 3), part(made("b", "two", 2, 4))), "latest", "aaaaaaaa03"},
+		"two hosts, and an ID":                        {slices.Concat(made("a", "one", 1, 2, 3, 4), made("b", "two", 2, 3, 5)), "aaaaaaaa04", "aaaaaaaa04"},
+		"moved away from two of which one was it":     {slices.Concat(made("a", "one", 1, 3), made("b", "two", 2, 4), made("c", "three", 5)), "latest", "cccccccc05"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ref := backup.Reference{Target: "nas", Volume: "db", Pick: tc.pick}
+			for range 2 {
+				got, err := ref.Select(tc.list)
+				if strings.HasPrefix(tc.want, "nas/") {
+					assert.Assert(t, errdefs.IsInvalidArgument(err), "%v", err)
+					assert.ErrorContains(t, err, tc.want)
+				} else {
+					assert.NilError(t, err)
+					assert.Equal(t, got.ID, tc.want)
+				}
+				slices.Reverse(tc.list)
+			}
+		})
 	}
 }
 

@@ -1,8 +1,11 @@
 package backup
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -86,7 +89,8 @@ func (r Reference) picks() (id string, at time.Time, err error) {
 
 // Select finds the backup that is meant among those of a list, whatever its order. An
 // incomplete one is found by its ID only. The error is not found, or invalid when an ID
-// is not unique.
+// is not unique, or when latest or a time may mean either of two volumes: hosts that share
+// a repository may each have one of the name.
 func (r Reference) Select(list []Backup) (Backup, error) {
 	id, at, err := r.picks()
 	if err != nil {
@@ -96,16 +100,15 @@ func (r Reference) Select(list []Backup) (Backup, error) {
 	for _, b := range list {
 		switch {
 		case b.Volume != r.Volume:
-		case id != "":
-			if strings.HasPrefix(b.ID, id) {
-				found = append(found, b)
-			}
-		case b.Incomplete, !at.IsZero() && b.Time.After(at):
-		case len(found) == 0:
+		case id != "" && strings.HasPrefix(b.ID, id):
 			found = append(found, b)
-		case b.Time.After(found[0].Time):
-			found[0] = b
+		case id != "", b.Incomplete, !at.IsZero() && b.Time.After(at):
+		default:
+			found = append(found, b)
 		}
+	}
+	if id == "" && len(found) > 0 {
+		return r.newest(found)
 	}
 	switch len(found) {
 	case 0:
@@ -114,6 +117,39 @@ func (r Reference) Select(list []Backup) (Backup, error) {
 		return found[0], nil
 	}
 	return Backup{}, fault.Invalid("backup %s: %d backups have IDs that begin so", r, len(found))
+}
+
+// newest picks the newest of backups, of which there are some. It refuses to choose when a
+// volume of another host was still backed up after the first backup of the one that has the
+// newest. A volume that has moved, and goes on under another UUID elsewhere, was not.
+func (r Reference) newest(list []Backup) (Backup, error) {
+	first, last := map[string]time.Time{}, map[string]Backup{}
+	for _, b := range list {
+		if at, ok := first[b.UUID]; !ok || b.Time.Before(at) {
+			first[b.UUID] = b.Time
+		}
+		if one, ok := last[b.UUID]; !ok || b.Time.After(one.Time) {
+			last[b.UUID] = b
+		}
+	}
+	volumes := slices.SortedFunc(maps.Values(last), func(x, y Backup) int {
+		return cmp.Or(y.Time.Compare(x.Time), strings.Compare(x.ID, y.ID))
+	})
+	newest := volumes[0]
+	for _, other := range volumes[1:] {
+		if other.Host != newest.Host && !other.Time.Before(first[newest.UUID]) {
+			return Backup{}, fault.Invalid("backup %s: there are two volumes %s, of different hosts, and it may mean %s or %s: name the one that is meant by its ID",
+				r, r.Volume, r.described(newest), r.described(other))
+		}
+	}
+	return newest, nil
+}
+
+// described tells a backup from others of the same name.
+func (r Reference) described(b Backup) string {
+	const short = 8
+	r.Pick = b.ID[:min(len(b.ID), short)]
+	return fmt.Sprintf("%s (host %s, %s)", r, b.Host, b.Time.UTC().Format(time.RFC3339))
 }
 
 // ByID tells whether an ID is given.
