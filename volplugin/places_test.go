@@ -221,14 +221,20 @@ func TestARestoreOfPathsThatIsKilledLeavesNoMixture(t *testing.T) {
 		time int32
 		want string
 	}{
-		{"restore.begin", 1, "new"}, {"restore.work", 1, "old"}, {"restore.data", 1, "old"}, {"restore.placing", 1, "old"},
+		{"restore.begin", 1, "new"}, {"restore.work", 1, "old"}, {"restore.data", 1, "new"}, {"restore.placing", 1, "new"},
 		{"restore.place", 1, "old"}, {"restore.place", 2, "old"}, {"restore.tidy", 1, "old"}, {"restore.ready", 1, "old"},
 	} {
 		put("new")
+		kept := len(k.preRestore("web"))
 		kill(tc.stop, tc.time)
 		k.restart()
 		ready()
+		if tc.stop != "restore.begin" {
+			// The snapshot is for going back, if there is anything to go back from.
+			assert.Equal(t, len(k.preRestore("web")) > kept, tc.want == "old", tc.stop)
+		}
 		k.in("web", func(dir string) { assert.DeepEqual(t, listed(t, dir), all(tc.want, "new")) })
+		assert.Assert(t, k.status("web")["source"] == nil)
 	}
 
 	// When the backup is not to be had any more, the data of before is.
@@ -236,7 +242,7 @@ func TestARestoreOfPathsThatIsKilledLeavesNoMixture(t *testing.T) {
 		stop   string
 		time   int32
 		broken bool
-	}{{"restore.placing", 1, false}, {"restore.place", 2, true}} {
+	}{{"restore.work", 1, false}, {"restore.placing", 1, false}, {"restore.place", 2, true}} {
 		put("new")
 		kill(tc.stop, tc.time)
 		k.wrapped(func(eng backup.Engine) backup.Engine { return cut{eng, backup.ErrNoBackup} })

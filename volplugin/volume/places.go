@@ -42,8 +42,12 @@ func (r *Root) openData(rec Record) (*rooted.Dir, error) {
 	return rooted.Open(handle.ProcPath())
 }
 
+// errPathsInterrupted is why single paths are not in their places whose restore was
+// interrupted: nobody waits for them any more, and the volume is ready as it was.
+var errPathsInterrupted = fault.Conflict("restoring was interrupted, and nothing has changed: restore again")
+
 // restorePaths restores single paths of a backup and then puts each in its place. What was
-// interrupted starts over: a path that is in its place already comes once more.
+// interrupted in doing so starts over: a path that is in its place already comes once more.
 func (r *Root) restorePaths(ctx context.Context, rec Record, progress func(engine.Progress)) (Record, error) {
 	top, err := r.openData(rec)
 	if err != nil {
@@ -51,6 +55,9 @@ func (r *Root) restorePaths(ctx context.Context, rec Record, progress func(engin
 	}
 	defer top.Close()
 	name := rec.workName()
+	if _, err := top.Stat(name); err == nil && !rec.Source.Placing {
+		return Record{}, errPathsInterrupted
+	}
 	if err := top.RemoveTree(ctx, name); err != nil {
 		return Record{}, err
 	}
