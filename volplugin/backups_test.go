@@ -217,11 +217,12 @@ func TestLatestOfAnotherHostDoesNotReplaceAVolume(t *testing.T) {
 // either by chance.
 func TestLatestOfTwoHostsIsRefused(t *testing.T) {
 	repository := filepath.Join(t.TempDir(), "repository")
-	k, other := newKeeper(t, repository), newKeeper(t, repository)
+	named := func(id string) *keeper {
+		return newKeeperOf(t, t.TempDir(), repository, func(c *Config) { c.HostID = id })
+	}
+	k, other := named("alpha/1"), named("beta/1")
 	hosts := []*keeper{k, other}
 	for i, h := range hosts {
-		h.cfg.HostID = []string{"alpha/1", "beta/1"}[i]
-		h.restart()
 		h.target()
 		assert.NilError(t, h.create("web"))
 		h.put("web", "f", []string{"mine", "theirs"}[i])

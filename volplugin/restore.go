@@ -229,8 +229,8 @@ func (d *Driver) sameVolume(name string, ref backup.Reference, found backup.Back
 		ref, found.Volume, found.Host, referenceTo(ref.Target, found.Volume, found.ID))
 }
 
-// restoreInPlace puts a backup in the place of a volume's data, or of some paths in it. When that does not
-// succeed, or ctx ends, the volume has its data of before again.
+// restoreInPlace puts a backup in the place of a volume's data, or of some paths in it.
+// When that does not succeed, or ctx ends, the volume has its data of before again.
 func (d *Driver) restoreInPlace(ctx context.Context, req control.RestoreRequest, reference string, found backup.Backup, report *reporter) (out control.Volume, kept *control.Snapshot, err error) {
 	name := req.Name
 	var rec volume.Record
