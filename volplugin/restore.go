@@ -42,13 +42,18 @@ func (d *Driver) restoreInto(ctx context.Context, rec volume.Record, dst *rooted
 	if err != nil {
 		return err
 	}
+	flushes := startFlusher(func() error { return unix.Syncfs(dst.FD()) })
 	log := d.cfg.Log.WithField("volume", rec.Name)
 	log.Infof("restoring from backup %s of %s", shortReference(backupReference(rec.Source)), found.Time.UTC())
 	err = restoreChecked(ctx, eng, found, st.dir, rec.Source.Paths, func(p backup.Progress) {
+		flushes.wrote(p.Bytes)
 		if progress != nil {
 			progress(engine.Progress{Files: p.Files, TotalFiles: p.TotalFiles, Bytes: p.Bytes, TotalBytes: p.TotalBytes})
 		}
 	})
+	if flushErr := flushes.stop(); err == nil {
+		err = flushErr
+	}
 	if err == nil {
 		err = unix.Syncfs(dst.FD())
 	}
