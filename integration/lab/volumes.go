@@ -9,7 +9,7 @@ import (
 )
 
 // volumesSize of an image in bytes; it is sparse.
-const volumesSize = 4 << 30
+const volumesSize = 16 << 30
 
 func (h *Host) volumesImage() string { return filepath.Join(h.Dir, "disk", "volumes.img") }
 

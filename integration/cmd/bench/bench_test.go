@@ -1,7 +1,12 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,6 +34,7 @@ func TestWrongSettingsAreNamed(t *testing.T) {
 		{"-mode some", "-mode some: want managed or unmanaged"},
 		{"-rounds -1", "-rounds -1: want 0 to"},
 		{"-workers 0", "-workers 0: want at least 1"},
+		{"-big 0", "-big 0: want at least 1"},
 		{"-many 50000", "-many 50000: want 0 to 40000"},
 	} {
 		_, err := parseSettings(strings.Fields(c.args))
@@ -133,4 +139,89 @@ func TestManyPortsAreAsManyAsFilesMayBeOpen(t *testing.T) {
 	assert.Equal(t, fitting(20000), 9750)
 	assert.Equal(t, fitting(100), 0)
 	assert.Assert(t, fitting(512<<10) > maxPorts)
+}
+
+func TestProcessesOfATree(t *testing.T) {
+	p, err := parseStat("7 (a) b (c) S 3 7 7 0 -1 4194560 1 2 3 4 10 20 30 40 20 0 1 0 100 1000000 25 18446744073709551615 1 1\n")
+	assert.NilError(t, err)
+	assert.Equal(t, p, process{name: "a) b (c", parent: 3, ticks: 100, memory: 25 * os.Getpagesize()})
+	for _, text := range []string{"", "7 (a", "7 (a) S 3 7", "7 (a) S x 7 7 0 -1 4194560 1 2 3 4 10 20 30 40 20 0 1 0 100 1000000 25 1"} {
+		_, err := parseStat(text)
+		assert.Assert(t, err != nil, "%q", text)
+	}
+	all := processes{
+		1: {name: "init"}, 2: {name: "berthd", parent: 1, memory: 10}, 3: {name: "restic", parent: 2, memory: 20},
+		4: {name: "dockerd", parent: 1, memory: 40}, 5: {name: "docker", parent: 9, memory: 80},
+	}
+	ours := all.below(func(pid int, p process) bool { return p.name == "berthd" || pid == 5 })
+	assert.Equal(t, ours.memory(), 110)
+}
+
+func TestACostIsThatOfTheCommand(t *testing.T) {
+	const spent = 200 * time.Millisecond
+	var out bytes.Buffer
+	self, err := os.Executable()
+	assert.NilError(t, err)
+	t.Setenv(spendingEnv, spent.String())
+	assert.NilError(t, runCost(t.Context(), []string{"no-such-process", self}, &out))
+	var c cost
+	assert.NilError(t, json.Unmarshal(out.Bytes(), &c))
+	assert.Assert(t, c.CPU >= spent.Seconds(), "%+v", c)
+	assert.Assert(t, c.Memory >= spentMemory, "%+v", c)
+
+	err = runCost(t.Context(), []string{"no-such-process", "false"}, &out)
+	assert.ErrorContains(t, err, "false: exit status 1")
+}
+
+// spendingEnv makes the test's own program use the processor for a time, and spentMemory.
+const (
+	spendingEnv = "BENCH_TEST_SPEND"
+	spentMemory = 64 << 20
+)
+
+func TestMain(m *testing.M) {
+	text := os.Getenv(spendingEnv)
+	if text == "" {
+		os.Exit(m.Run())
+	}
+	most, err := time.ParseDuration(text)
+	if err != nil {
+		os.Exit(1)
+	}
+	held := make([]byte, spentMemory)
+	for {
+		for i := 0; i < len(held); i += 512 {
+			held[i]++
+		}
+		var used syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+			os.Exit(1)
+		}
+		if time.Duration(used.Utime.Nano()+used.Stime.Nano()) > most {
+			os.Exit(0)
+		}
+	}
+}
+
+func TestTheLongestTimeBetweenTwoWrites(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "ticks")
+	out := make(chan string, 1)
+	go func() {
+		var b bytes.Buffer
+		if err := runTicks(t.Context(), []string{file}, &b); err != nil {
+			b.WriteString(err.Error())
+		}
+		out <- b.String()
+	}()
+	for {
+		if info, err := os.Stat(file); err == nil && info.Size() > 5*8 {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	assert.NilError(t, syscall.Kill(os.Getpid(), syscall.SIGTERM))
+	var longest float64
+	text := <-out
+	assert.NilError(t, json.Unmarshal([]byte(text), &longest), text)
+	assert.Assert(t, longest > 0.0005, longest)
 }

@@ -61,6 +61,10 @@ func command(ctx context.Context, args []string) error {
 			return runVolumeGets(ctx, args[1:], os.Stdout)
 		case treeCommand:
 			return makeTree(ctx, args[1:])
+		case costCommand:
+			return runCost(ctx, args[1:], os.Stdout)
+		case ticksCommand:
+			return runTicks(ctx, args[1:], os.Stdout)
 		case recoverCommand:
 			return awaitAddresses(ctx, args[1:], os.Stdout)
 		case emptyCommand:
@@ -94,6 +98,8 @@ type settings struct {
 	// volumes and files are for the parts "volumes" and "snapshots".
 	volumes int
 	tree    treeSettings
+	// big is how many MiB the large file of the part "backups" has.
+	big int
 	// together is how many containers the part "macvlan" starts at the same moment.
 	together int
 }
@@ -148,6 +154,7 @@ func parseSettings(args []string) (settings, error) {
 	f.IntVar(&s.volumes, "volumes", 10000, "volumes: `NUMBER` of volumes that there are")
 	f.IntVar(&s.tree.files, "files", 68000, "snapshots, backups: `NUMBER` of files in the volume")
 	f.IntVar(&s.tree.megabytes, "megabytes", 846, "snapshots, backups: `NUMBER` of megabytes (10^6 bytes) in them")
+	f.IntVar(&s.big, "big", 2048, "backups: `NUMBER` of MiB in the large file")
 	if err := f.Parse(args); err != nil {
 		return s, err
 	}
@@ -164,7 +171,7 @@ func parseSettings(args []string) (settings, error) {
 	if s.mode = lab.Mode(*mode); s.mode != lab.Managed && s.mode != lab.Unmanaged {
 		return s, fmt.Errorf("-mode %s: want managed or unmanaged", *mode)
 	}
-	for name, n := range map[string]int{"workers": s.bulk.workers, "bulk-rounds": s.bulk.rounds, "passes": s.data.passes, "clients": s.addresses.clients} {
+	for name, n := range map[string]int{"workers": s.bulk.workers, "bulk-rounds": s.bulk.rounds, "passes": s.data.passes, "clients": s.addresses.clients, "big": s.big} {
 		if n < 1 {
 			return s, fmt.Errorf("-%s %d: want at least 1", name, n)
 		}

@@ -35,7 +35,9 @@ type site struct {
 type siteOptions struct {
 	// plugins are installed out of the build directory.
 	plugins []string
-	lan     bool
+	// settings are those of the plugins, as NAME=value.
+	settings []string
+	lan      bool
 	// nics is how many links to the LAN the host has; 0 means 1.
 	nics   int
 	daemon []string
@@ -66,7 +68,7 @@ func newSite(ctx context.Context, part string, s settings, opts siteOptions) (ma
 	}
 	if !s.same {
 		for _, plugin := range opts.plugins {
-			if err := t.host.InstallPlugin(ctx, t.mode, plugin); err != nil {
+			if err := t.host.InstallPlugin(ctx, t.mode, plugin, opts.settings...); err != nil {
 				return nil, err
 			}
 		}

@@ -27,16 +27,20 @@ type storage struct {
 	// volumesOn is lab.Options'.
 	volumesOn string
 	options   []string
+	// copies: a snapshot is a copy, whose files have other inodes.
+	copies bool
+	// backups are compared with those by restic alone.
+	backups bool
 	// copy is the command that a snapshot is compared with.
 	copy []string
 }
 
 func storages() []storage {
 	return []storage{
-		{"ext4, engine dir", "", []string{"-o", "engine=dir"}, []string{"cp", "-a"}},
-		{"xfs, engine reflink", "xfs", []string{"-o", "engine=reflink"}, []string{"cp", "-a", "--reflink=always"}},
-		{"btrfs, engine btrfs", "btrfs", []string{"-o", "engine=btrfs"}, []string{"cp", "-a", "--reflink=always"}},
-		{"ext4, engine image with btrfs inside", "", []string{"-o", "engine=image", "-o", "fs=btrfs", "-o", "size=2G"}, nil},
+		{"ext4, engine dir", "", []string{"-o", "engine=dir"}, true, true, []string{"cp", "-a"}},
+		{"xfs, engine reflink", "xfs", []string{"-o", "engine=reflink"}, true, false, []string{"cp", "-a", "--reflink=always"}},
+		{"btrfs, engine btrfs", "btrfs", []string{"-o", "engine=btrfs"}, false, true, []string{"cp", "-a", "--reflink=always"}},
+		{"ext4, engine image with btrfs inside", "", []string{"-o", "engine=image", "-o", "fs=btrfs", "-o", "size=2G"}, false, false, nil},
 	}
 }
 

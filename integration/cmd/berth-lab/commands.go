@@ -91,6 +91,7 @@ func upCommand() *cobra.Command {
 	flags.BoolVar(&withLAN, "lan", false, "join the host to a LAN of its own with a router and a neighbour (hosts NAME-rt and NAME-nb)")
 	flags.BoolVar(&noBusybox, "no-busybox", false, "do not import the image busybox:latest")
 	flags.BoolVar(&opts.LiveRestore, "live-restore", false, "start dockerd with --live-restore")
+	flags.StringVar(&opts.VolumesOn, "volumes-on", "", "file system of the directory of volumes, `btrfs or xfs`; the disk of the host by default")
 	flags.StringArrayVar(&opts.DaemonArgs, "daemon-arg", nil, "further argument for dockerd (repeatable)")
 	return cmd
 }
