@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-plugin/berth/shared/control"
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/shared/notify"
@@ -33,6 +35,13 @@ const lookElsewhere = 5 * time.Second
 
 // backupSnapshot makes the snapshot of a backup while what uses the volume is at rest.
 func (d *Driver) backupSnapshot(ctx context.Context, s *store, rec volume.Record, o volume.SnapshotOptions, tell func(control.Progress)) (err error) {
+	if d.cfg.Quiesce != nil {
+		// What goes wrong goes wrong again with the snapshot, which tells of it; and a volume
+		// that is not attached has nothing in memory.
+		if err := s.prepare(ctx, rec); err != nil {
+			d.cfg.Log.WithField("volume", rec.Name).WithError(err).Debug("flush before the snapshot of a backup")
+		}
+	}
 	rest, err := d.quiesce(ctx, rec.Name)
 	if err != nil {
 		return err
@@ -57,6 +66,26 @@ func (d *Driver) backupSnapshot(ctx context.Context, s *store, rec volume.Record
 		return errors.Join(err, d.dropBackupSnapshot(context.WithoutCancel(ctx), rec.UUID, o.Name))
 	}
 	return nil
+}
+
+// prepare does what the snapshot of a volume would do otherwise while containers stand
+// still: it writes to the disk what is in memory, which may take seconds, and makes room.
+func (s *store) prepare(ctx context.Context, rec volume.Record) error {
+	return s.inRoot(ctx, func() {}, func(ctx context.Context, root *volume.Root) error {
+		if err := root.MakeRoom(ctx); err != nil {
+			return err
+		}
+		data, err := root.Data(rec)
+		if err != nil {
+			return err
+		}
+		defer data.Close()
+		fd, err := unix.Openat(data.FD(), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		return errors.Join(unix.Syncfs(fd), unix.Close(fd))
+	})
 }
 
 // quiesce brings to rest what uses a volume; nil when nothing is to be.

@@ -66,6 +66,9 @@ func TestContainersAreAtRestForTheSnapshotOfABackup(t *testing.T) {
 		}
 		assert.NilError(t, k.create(volume))
 		k.target()
+		found, _, err := k.home.find(t.Context(), volume)
+		assert.NilError(t, err)
+		assert.NilError(t, k.home.prepare(t.Context(), found.Record), name)
 		var steps []string
 		c.rest.steps = &steps
 		if c.rest.until.IsZero() {
