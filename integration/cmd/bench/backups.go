@@ -110,7 +110,7 @@ func measureBackups(ctx context.Context, s settings) (*report, error) {
 	r.Notes = append(r.Notes,
 		"restic alone is `restic backup` and `restic snapshots` of the same snapshot, as Berth looks after each backup whether it is listed.",
 		"Before each time, but those of what is unchanged, the machine's cache is emptied.",
-		"Memory is the most that all processes had at once, berthd's from before left out. Processor time is that of processes, not of the kernel's own threads.")
+		"Berth takes what berthd and its children take more than before, without the docker command. Memory is the most that all processes had at once. Processor time is that of processes, not of the kernel's own threads.")
 	return r, nil
 }
 
@@ -320,7 +320,11 @@ func (b backupBench) costs(g *grid) error {
 			return err
 		}
 		var out strings.Builder
-		if err := b.runSelf(b.ctx, &out, append([]string{costCommand, "berthd"}, argv...)...); err != nil {
+		counted := "berthd"
+		if column > 0 {
+			counted = "none"
+		}
+		if err := b.runSelf(b.ctx, &out, append([]string{costCommand, counted}, argv...)...); err != nil {
 			return err
 		}
 		var c cost

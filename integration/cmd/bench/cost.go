@@ -15,7 +15,8 @@ import (
 )
 
 // costCommand PROCESS COMMAND... runs a command and prints a cost as JSON: that of the
-// command and of all processes of the name PROCESS, with all that they start.
+// processes of the name PROCESS and of all that they start, or, if there are none, that of
+// the command. A command that asks a daemon to work is not counted.
 const costCommand = "cost"
 
 // A cost is what something took.
@@ -45,7 +46,7 @@ func runCost(ctx context.Context, args []string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	there := before.below(func(pid int, p process) bool { return p.name == name })
+	there := before.below(func(_ int, p process) bool { return p.name == name })
 	cmd := exec.CommandContext(ctx, args[1], args[2:]...)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	begin := time.Now()
@@ -68,14 +69,18 @@ func runCost(ctx context.Context, args []string, w io.Writer) error {
 			return errors.Join(err, lookErr)
 		}
 		last = now
-		ours := now.below(func(pid int, p process) bool { return p.name == name || pid == cmd.Process.Pid })
+		ours := now.below(func(pid int, p process) bool {
+			return p.name == name || len(there) == 0 && pid == cmd.Process.Pid
+		})
 		most = max(most, ours.memory())
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", strings.Join(args[1:], " "), err)
 	}
 	c := cost{Seconds: time.Since(begin).Seconds(), Memory: most - there.memory()}
-	c.CPU = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
+	if len(there) == 0 {
+		c.CPU = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
+	}
 	for pid, p := range last {
 		if p.name == name {
 			// What has ended below it is in its time.
