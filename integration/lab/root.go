@@ -31,7 +31,7 @@ func Engines() []Engine {
 	with := func(more ...string) []string { return append(base[:len(base):len(base)], more...) }
 	return []Engine{
 		{Version: "20.10", Suite: "bookworm", packages: with("docker-registry", "conntrack", "procps", "firewalld", "libpam-systemd", "systemd-sysv", "ufw", "dbus", "python3-nftables",
-			"btrfs-progs", "xfsprogs", "e2fsprogs", "openssh-client")},
+			"btrfs-progs", "xfsprogs", "e2fsprogs", "openssh-client", "openssh-server", "rsync")},
 		{Version: "26.1", Suite: "trixie", packages: with("docker-cli", "docker-compose")},
 		{Version: "28.5", Suite: "forky", script: "sid", packages: with("docker-cli", "docker-compose")},
 	}

@@ -1,7 +1,9 @@
 package backup_test
 
 import (
+	"crypto/ed25519"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/crypto/ssh"
 	"gotest.tools/v3/assert"
 
 	"github.com/berth-plugin/berth/volplugin/backup"
@@ -152,6 +155,11 @@ func good() backup.Target {
 }
 
 func TestTargetsThatCannotBe(t *testing.T) {
+	_, key, err := ed25519.GenerateKey(nil)
+	assert.NilError(t, err)
+	block, err := ssh.MarshalPrivateKeyWithPassphrase(key, "", []byte("a phrase"))
+	assert.NilError(t, err)
+	locked := string(pem.EncodeToMemory(block))
 	assert.NilError(t, good().Check())
 	rest := good()
 	rest.Environment = map[string]string{"RESTIC_REST_PASSWORD": "x"}
@@ -160,6 +168,8 @@ func TestTargetsThatCannotBe(t *testing.T) {
 		"want at most 63 letters":           func(t *backup.Target) { t.Name = "../x" },
 		"a password is needed":              func(t *backup.Target) { t.Password = "" },
 		"more than one line":                func(t *backup.Target) { t.Password = "a\nb" },
+		"without .pub":                      func(t *backup.Target) { t.Files = map[string]string{backup.SSHKey: "ssh-ed25519 AAAA me@here"} },
+		"the key has a passphrase":          func(t *backup.Target) { t.Files = map[string]string{backup.SSHKey: locked} },
 		`engine "borg"`:                     func(t *backup.Target) { t.Engine = "borg" },
 		"does not encrypt":                  func(t *backup.Target) { t.Engine = "archive" },
 		"want an absolute path without":     func(t *backup.Target) { t.Repository = "/backup/../etc" },

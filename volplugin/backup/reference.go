@@ -116,7 +116,7 @@ func (r Reference) Select(list []Backup) (Backup, error) {
 	case 1:
 		return found[0], nil
 	}
-	return Backup{}, fault.Invalid("backup %s: %d backups have IDs that begin so", r, len(found))
+	return Backup{}, fault.Invalid("backup %s: %d backups have IDs that begin so: docker berth backup ls --no-trunc shows more of them", r, len(found))
 }
 
 // newest picks the newest of backups, of which there are some. It refuses to choose when a

@@ -1,12 +1,15 @@
 package backup
 
 import (
+	"errors"
 	"maps"
 	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+
+	"golang.org/x/crypto/ssh"
 
 	"github.com/berth-plugin/berth/shared/fault"
 	"github.com/berth-plugin/berth/volplugin/schedule"
@@ -119,6 +122,16 @@ func (t Target) Check() error {
 	for _, name := range slices.Sorted(maps.Keys(t.Files)) {
 		if name != SSHKey && name != KnownHosts && !slices.Contains(FileVariables, name) {
 			return wrong("file %.80q: can be %s, %s, %s", name, SSHKey, KnownHosts, strings.Join(FileVariables, ", "))
+		}
+	}
+	if key, given := t.Files[SSHKey]; given {
+		var locked *ssh.PassphraseMissingError
+		// What only ssh understands is left to it.
+		if _, err := ssh.ParseRawPrivateKey([]byte(key)); errors.As(err, &locked) {
+			return wrong("%s: the key has a passphrase, and nobody is there to type it: ssh-keygen -p -f FILE removes it", SSHKey)
+		}
+		if !strings.Contains(key, "PRIVATE KEY-----") {
+			return wrong("%s: this is no private key: want the file without .pub", SSHKey)
 		}
 	}
 	for name, limit := range map[string]int{"upload": t.UploadLimit, "download": t.DownloadLimit} {

@@ -47,8 +47,8 @@ func (e *Engine) init(ctx context.Context) error {
 	case <-time.After(time.Since(began)):
 	}
 	err = e.open(ctx)
-	if errors.Is(err, backup.ErrNoRepository) {
-		return errors.Join(made, err)
+	if made != nil && errors.Is(err, backup.ErrNoRepository) {
+		return made
 	}
 	return e.repair(ctx, err)
 }

@@ -110,16 +110,3 @@ func (e *Engine) environment(p *private) (env, args []string, err error) {
 	}
 	return env, args, nil
 }
-
-// ssh gives the arguments for the program ssh. It never asks, and never trusts a server whose key
-// it does not know.
-func (e *Engine) ssh(p *private) string {
-	args := "-oBatchMode=yes -oStrictHostKeyChecking=yes -oServerAliveInterval=30 -oServerAliveCountMax=4"
-	if _, ok := e.Target.Files[backup.SSHKey]; ok {
-		args += " -oIdentitiesOnly=yes -oIdentityFile=" + p.path(backup.SSHKey)
-	}
-	if _, ok := e.Target.Files[backup.KnownHosts]; ok {
-		args += " -oGlobalKnownHostsFile=none -oUserKnownHostsFile=" + p.path(backup.KnownHosts)
-	}
-	return args
-}

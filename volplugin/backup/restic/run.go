@@ -109,7 +109,7 @@ func (e *Engine) once(ctx context.Context, c call, l *lease, mode string) error 
 	if c.dir == "" {
 		c.dir = p.path("")
 	}
-	return e.start(ctx, c, l, mode, env, append(args, c.args...))
+	return e.sshSaid(p, e.start(ctx, c, l, mode, env, append(args, c.args...)))
 }
 
 func (e *Engine) start(ctx context.Context, c call, l *lease, mode string, env, args []string) error {

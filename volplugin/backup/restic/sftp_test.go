@@ -82,12 +82,19 @@ func TestOverSSH(t *testing.T) {
 
 	// A server whose key is another one is not spoken to, and one that is not known neither.
 	other, itsFiles, accepted := sshd(t)
-	for name, known := range map[string]string{"another": strings.ReplaceAll(files[backup.KnownHosts], strings.TrimPrefix(address, "127.0.0.1:"), strings.TrimPrefix(other, "127.0.0.1:")), "none": ""} {
+	another := strings.ReplaceAll(files[backup.KnownHosts], strings.TrimPrefix(address, "127.0.0.1:"), strings.TrimPrefix(other, "127.0.0.1:"))
+	refused := func(files map[string]string, want string) {
+		t.Helper()
 		c := config(t, "sftp://root@"+other+"/"+repo)
-		c.Target.Files = map[string]string{backup.SSHKey: itsFiles[backup.SSHKey], backup.KnownHosts: known}
+		c.Target.Files = files
 		_, err := engine(t, c).List(t.Context(), backup.Filter{})
-		// restic does not always wait for what ssh has to say.
-		assert.ErrorContains(t, err, "unable to start the sftp session", name)
+		assert.ErrorContains(t, err, want)
+		assert.Assert(t, !strings.Contains(err.Error(), "@@") && !strings.Contains(err.Error(), "\n") && !strings.Contains(err.Error(), c.Dir), "%s", err)
 	}
+	mine := itsFiles[backup.SSHKey]
+	refused(map[string]string{backup.SSHKey: mine, backup.KnownHosts: another}, "has changed and you have requested strict checking.; Host key verification failed.")
+	refused(map[string]string{backup.SSHKey: mine, backup.KnownHosts: ""}, "Host key verification failed.; unable to open")
 	assert.Assert(t, !accepted())
+	refused(map[string]string{backup.SSHKey: files[backup.SSHKey], backup.KnownHosts: itsFiles[backup.KnownHosts]}, "Permission denied")
+	refused(map[string]string{backup.KnownHosts: itsFiles[backup.KnownHosts]}, "; the target has no --ssh-key; unable to open")
 }
