@@ -169,6 +169,7 @@ func TestTargetsThatCannotBe(t *testing.T) {
 		"a password is needed":              func(t *backup.Target) { t.Password = "" },
 		"more than one line":                func(t *backup.Target) { t.Password = "a\nb" },
 		"without .pub":                      func(t *backup.Target) { t.Files = map[string]string{backup.SSHKey: "ssh-ed25519 AAAA me@here"} },
+		"want certificates in PEM":          func(t *backup.Target) { t.Files = map[string]string{backup.CACert: "x"} },
 		"the key has a passphrase":          func(t *backup.Target) { t.Files = map[string]string{backup.SSHKey: locked} },
 		`engine "borg"`:                     func(t *backup.Target) { t.Engine = "borg" },
 		"does not encrypt":                  func(t *backup.Target) { t.Engine = "archive" },

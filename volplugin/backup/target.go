@@ -1,6 +1,8 @@
 package backup
 
 import (
+	"cmp"
+	"crypto/x509"
 	"errors"
 	"maps"
 	"net/url"
@@ -62,13 +64,20 @@ const (
 	// SSHKey is the private key for sftp repositories, KnownHosts the keys of servers.
 	SSHKey     = "ssh-key"
 	KnownHosts = "known-hosts"
+	// CACert are the certificates, in PEM, that a server's has to be signed by; the
+	// machine's own are not used then.
+	CACert = "ca-cert"
+	// CABundle is the same by the name of the variable of S3.
+	CABundle = "AWS_CA_BUNDLE"
 )
+
+var fileNames = []string{SSHKey, KnownHosts, CACert}
 
 var variable = regexp.MustCompile(`^[A-Z][A-Z0-9_]{0,99}$`)
 
 // FileVariables are the variables that hold the path of a file. Their contents are in
 // Files, because a path of the administrator's means nothing to the daemon.
-var FileVariables = []string{"AWS_CA_BUNDLE", "AWS_SHARED_CREDENTIALS_FILE", "GOOGLE_APPLICATION_CREDENTIALS", "RCLONE_CONFIG"}
+var FileVariables = []string{CABundle, "AWS_SHARED_CREDENTIALS_FILE", "GOOGLE_APPLICATION_CREDENTIALS", "RCLONE_CONFIG"}
 
 // reserved begin the names of variables that would change what Berth asks for.
 var reserved = []string{"RESTIC_", "LD_", "PATH", "HOME", "TMPDIR", "XDG_", "GO"}
@@ -120,8 +129,8 @@ func (t Target) Check() error {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.Files)) {
-		if name != SSHKey && name != KnownHosts && !slices.Contains(FileVariables, name) {
-			return wrong("file %.80q: can be %s, %s, %s", name, SSHKey, KnownHosts, strings.Join(FileVariables, ", "))
+		if known := slices.Concat(fileNames, FileVariables); !slices.Contains(known, name) {
+			return wrong("file %.80q: can be %s", name, strings.Join(known, ", "))
 		}
 	}
 	if key, given := t.Files[SSHKey]; given {
@@ -133,6 +142,9 @@ func (t Target) Check() error {
 		if !strings.Contains(key, "PRIVATE KEY-----") {
 			return wrong("%s: this is no private key: want the file without .pub", SSHKey)
 		}
+	}
+	if certificates := t.Authorities(); certificates != "" && !x509.NewCertPool().AppendCertsFromPEM([]byte(certificates)) {
+		return wrong("%s: want certificates in PEM", CACert)
 	}
 	for name, limit := range map[string]int{"upload": t.UploadLimit, "download": t.DownloadLimit} {
 		if limit < 0 {
@@ -195,6 +207,10 @@ func (t Target) checkRepository() error {
 	}
 	return nil
 }
+
+// Authorities are certificates in PEM, one of which a server's has to be signed by; "" are
+// those of the machine.
+func (t Target) Authorities() string { return cmp.Or(t.Files[CACert], t.Files[CABundle]) }
 
 // Secrets are the texts that must not be shown.
 func (t Target) Secrets() []string {

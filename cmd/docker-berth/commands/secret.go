@@ -27,8 +27,8 @@ const (
 // secretOptions are the flags of a target that name files or hold secrets. No error has
 // a secret in it.
 type secretOptions struct {
-	passwordFile, sshKey, knownHosts string
-	variables                        []string
+	passwordFile, sshKey, knownHosts, caCert string
+	variables                                []string
 }
 
 // read puts what the flags name into spec.
@@ -54,6 +54,11 @@ func (o *secretOptions) read(ctx context.Context, a *app, spec *control.TargetSp
 			return err
 		}
 	}
+	if o.caCert != "" {
+		if spec.Files[backup.CACert], _, err = readFile("--ca-cert", o.caCert); err != nil {
+			return err
+		}
+	}
 	spec.Password, err = o.password(ctx, a, spec.Engine)
 	return err
 }
@@ -76,7 +81,13 @@ func (a *app) readVariable(spec *control.TargetSpec, name, value string) error {
 		spec.Environment[name] = value
 		return nil
 	}
-	text, err := a.readSecret(flag, path)
+	var text string
+	var err error
+	if name == backup.CABundle { // no secret
+		text, _, err = readFile(flag, path)
+	} else {
+		text, err = a.readSecret(flag, path)
+	}
 	if err != nil {
 		return err
 	}

@@ -65,6 +65,7 @@ func (a *app) targetAddCommand() *cobra.Command {
 	set.StringArrayVar(&o.variables, "env", nil, "`KEY=VALUE` or KEY=@FILE that the repository's place needs")
 	set.StringVar(&o.sshKey, "ssh-key", "", "`FILE` with the private key for sftp")
 	set.StringVar(&o.knownHosts, "known-hosts", "", "`FILE` with the keys of sftp servers")
+	set.StringVar(&o.caCert, "ca-cert", "", "`FILE` with the certificates that signed that of an https server")
 	set.StringVar(&o.upload, "limit-upload", noSize, "Send at most this much in a second, as 500K or 10M: `RATE`")
 	set.StringVar(&o.download, "limit-download", noSize, "Receive at most this much in a second: `RATE`")
 	set.StringVar(&o.prune, "prune", "", "`SCHEDULE` by which the space of removed backups is freed, or "+backup.Never+" (default once a week)")

@@ -33,7 +33,6 @@ const (
 	secretVariable  = "AWS_SECRET_ACCESS_KEY"
 	sessionVariable = "AWS_SESSION_TOKEN"
 	regionVariable  = "AWS_DEFAULT_REGION"
-	caFile          = "AWS_CA_BUNDLE"
 )
 
 // newS3 reads the repository in restic's form: s3:https://HOST[:PORT]/BUCKET/PREFIX,
@@ -89,10 +88,10 @@ func transportOf(t backup.Target, secure bool) (*http.Transport, error) {
 	if err != nil {
 		return nil, err
 	}
-	if authorities := t.Files[caFile]; authorities != "" && secure {
+	if authorities := t.Authorities(); authorities != "" && secure {
 		pool := x509.NewCertPool()
 		if !pool.AppendCertsFromPEM([]byte(authorities)) {
-			return nil, fault.Invalid("target %s: file %s has no certificate in PEM", t.Name, caFile)
+			return nil, fault.Invalid("target %s: %s: want certificates in PEM", t.Name, backup.CACert)
 		}
 		if transport.TLSClientConfig == nil {
 			transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}

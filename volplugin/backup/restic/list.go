@@ -89,8 +89,8 @@ func (e *Engine) List(ctx context.Context, filter backup.Filter) ([]backup.Backu
 func (e *Engine) impatient(next func(line []byte) error) func(line []byte) error {
 	begin := time.Now()
 	return func(line []byte) error {
-		if bytes.Contains(line, []byte(" returned error, retrying after ")) && time.Since(begin) > e.ListWait {
-			return fault.Unavailable("%.600s", e.redact.Replace(string(line)))
+		if bytes.Contains(line, retrying) && time.Since(begin) > e.ListWait {
+			return fault.Unavailable("%.600s", delay.ReplaceAllString(e.redact.Replace(string(line)), ":"))
 		}
 		return next(line)
 	}

@@ -101,9 +101,15 @@ func (e *Engine) environment(p *private) (env, args []string, err error) {
 		if err := os.WriteFile(p.path(name), []byte(e.Target.Files[name]), 0o600); err != nil {
 			return nil, nil, fmt.Errorf("file %s of the target: %w", name, err)
 		}
-		if name != backup.SSHKey && name != backup.KnownHosts {
+		if slices.Contains(backup.FileVariables, name) {
 			env = append(env, name+"="+p.path(name))
 		}
+	}
+	if certificates := e.Target.Authorities(); certificates != "" {
+		if err := os.WriteFile(p.path(backup.CACert), []byte(certificates), 0o600); err != nil {
+			return nil, nil, fmt.Errorf("file %s of the target: %w", backup.CACert, err)
+		}
+		env = append(env, "RESTIC_CACERT="+p.path(backup.CACert))
 	}
 	if e.Target.Kind() == "sftp" {
 		args = append(args, "-o", "sftp.args="+e.ssh(p))

@@ -62,6 +62,7 @@ func (e *Engine) run(ctx context.Context, c call) error {
 		return err
 	}
 	defer l.release()
+	c.err = e.hopeful(c.err)
 	err = e.once(ctx, c, l, modeWatched)
 	if !errors.Is(err, backup.ErrLocked) {
 		return err
