@@ -109,7 +109,7 @@ func (d *Driver) backupDue(ctx context.Context, job schedule.Job) error {
 		err = d.backups.chosen(rec, target.Name)
 	}
 	if err != nil {
-		return d.told("Backing up volume "+name, err)
+		return d.failedBackup(name, cmp.Or(rec.BackupTarget, "a target"), err)
 	}
 	log := d.cfg.Log.WithField("volume", name)
 	s, err := d.storeOf(ctx, name)
@@ -124,7 +124,7 @@ func (d *Driver) backupDue(ctx context.Context, job schedule.Job) error {
 	due := tagDue + job.Due.UTC().Format(dueName)
 	made, err := d.madeElsewhere(ctx, s, rec.UUID, eng, due)
 	if err != nil {
-		return err
+		return d.failedBackup(name, target.Name, err)
 	}
 	if made {
 		log.Infof("volume %s was backed up to %s by another host", name, target.Name)
@@ -145,7 +145,20 @@ func (d *Driver) backupDue(ctx context.Context, job schedule.Job) error {
 	if rec.BackupKeep == "" {
 		return nil
 	}
-	return d.dropOldBackups(ctx, name, rec, eng)
+	err = d.dropOldBackups(ctx, name, rec, eng)
+	e := notify.Event{Key: "keep " + name, Title: "Old backups of volume " + name + " are removed again", Minor: true}
+	if err != nil {
+		e.Failed, e.Title, e.Text = true, "Old backups of volume "+name+" could not be removed", err.Error()
+	}
+	d.cfg.Tell(e)
+	return err
+}
+
+// failedBackup tells people of a backup that could not be begun; its end is told as that of any
+// other that failed.
+func (d *Driver) failedBackup(name, target string, err error) error {
+	d.tellBackup(name, target, control.Backup{}, err)
+	return err
 }
 
 // targetOf names the target of a volume's backups: its own, or the only one there is.

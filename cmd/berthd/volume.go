@@ -55,7 +55,7 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 		DB: db, Counts: counts, Log: d.log,
 		Local: d.runDir("attached"), SpecialBase: d.runDir("mounted"), Backups: d.backups(),
 	}
-	people := notify.New(filepath.Join(d.stateDir, "notifications"), d.log, time.Now)
+	people := notify.New(filepath.Join(d.stateDir, "notifications"), hostname(), d.log, time.Now)
 	cfg.Tell = people.Tell
 	watch := func(context.Context) {}
 	if d.mountsDir != "" {
@@ -106,20 +106,27 @@ func (d *daemon) startVolume(ctx context.Context) (s started, err error) {
 func (d *daemon) backups() *volplugin.BackupConfig {
 	dir := filepath.Join(d.stateDir, "vol", "backup")
 	// Names of hosts that run several daemons differ by the daemons' sockets.
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown"
-	}
-	host += "-" + strings.TrimSuffix(filepath.Base(d.socket), ".sock")
+	host := hostname() + "-" + strings.TrimSuffix(filepath.Base(d.socket), ".sock")
 	return &volplugin.BackupConfig{
 		Targets: filepath.Join(d.stateDir, "targets"), Scratch: filepath.Join(dir, "scratch"), Version: version,
 		Open: func(target backup.Target) (backup.Engine, error) {
+			if err := d.checkPlace(target); err != nil {
+				return nil, err
+			}
 			if target.EngineName() == backup.Archive {
 				return archive.New(target)
 			}
 			return restic.New(restic.Config{Target: target, Dir: dir, Host: host, Nice: backupNice, Log: d.log})
 		},
 	}
+}
+
+func hostname() string {
+	host, err := os.Hostname()
+	if err != nil {
+		return "unknown"
+	}
+	return host
 }
 
 // backupNice keeps backups out of the way of containers.

@@ -53,6 +53,7 @@ type Event struct {
 // at any time, by any goroutine.
 type Notifier struct {
 	path   string
+	host   string
 	log    *logrus.Entry
 	now    func() time.Time
 	events chan Event
@@ -62,9 +63,10 @@ type Notifier struct {
 	failing map[string]time.Time
 }
 
-// New makes a Notifier for the file at path, which need not be there. now is the clock.
-func New(path string, log *logrus.Entry, now func() time.Time) *Notifier {
-	return &Notifier{path: path, log: log, now: now, events: make(chan Event, waiting), failing: map[string]time.Time{}}
+// New makes a Notifier for the file at path, which need not be there. Titles begin with the name of
+// the host. now is the clock.
+func New(path, host string, log *logrus.Entry, now func() time.Time) *Notifier {
+	return &Notifier{path: path, host: host, log: log, now: now, events: make(chan Event, waiting), failing: map[string]time.Time{}}
 }
 
 // Tell notes an event; it never blocks. A failure that goes on is told again after a day,
@@ -118,6 +120,7 @@ func (n *Notifier) Run(ctx context.Context) {
 // secrets, but its line.
 func (n *Notifier) send(ctx context.Context, e Event) error {
 	addresses, err := read(n.path)
+	e.Title = n.host + ": " + e.Title
 	var errs []error
 	for _, a := range addresses {
 		if e.Key == "" && !a.all {
@@ -177,6 +180,9 @@ func (a address) send(ctx context.Context, e Event) error {
 	sender, err := shoutrrr.CreateSender(a.url)
 	if err != nil {
 		return err
+	}
+	if strings.HasPrefix(a.service, "generic") {
+		e.Text = e.Title + "\n" + e.Text // a webhook gets no title otherwise
 	}
 	sent := make(chan error, 1)
 	go func() {

@@ -34,7 +34,7 @@ func run(t *testing.T, file string) (n *Notifier, clock *time.Time, log *bytes.B
 	log = &bytes.Buffer{}
 	logger := logrus.New()
 	logger.SetOutput(log)
-	n = New(path, logrus.NewEntry(logger), func() time.Time { return now })
+	n = New(path, "alpha", logrus.NewEntry(logger), func() time.Time { return now })
 	return n, &now, log
 }
 
@@ -66,7 +66,7 @@ func TestFailuresAreToldOnceADayAndTheirEndToo(t *testing.T) {
 	n, clock, _ := run(t, "# people on call\n\n"+url+"/failures\nall "+url+"/all\n")
 	n.Tell(Event{Key: "backup web", Title: "good", Text: "backup of web"})
 	assert.Equal(t, len(drain(t, n)), 0)
-	assert.Equal(t, next(got), "/all backup of web")
+	assert.Equal(t, next(got), "/all alpha: good\nbackup of web")
 	assert.Equal(t, next(got), "")
 	n.Tell(Event{Key: "snapshot web", Text: "every hour", Minor: true})
 	assert.Equal(t, len(drain(t, n)), 0)
@@ -77,18 +77,18 @@ func TestFailuresAreToldOnceADayAndTheirEndToo(t *testing.T) {
 	}
 	n.Tell(Event{Key: "backup db", Title: "bad", Text: "db failed", Failed: true})
 	assert.Equal(t, len(drain(t, n)), 0)
-	assert.Equal(t, next(got), "/failures it failed")
-	assert.Equal(t, next(got), "/all it failed")
-	assert.Equal(t, next(got), "/failures db failed")
-	assert.Equal(t, next(got), "/all db failed")
+	assert.Equal(t, next(got), "/failures alpha: bad\nit failed")
+	assert.Equal(t, next(got), "/all alpha: bad\nit failed")
+	assert.Equal(t, next(got), "/failures alpha: bad\ndb failed")
+	assert.Equal(t, next(got), "/all alpha: bad\ndb failed")
 	assert.Equal(t, next(got), "")
 
 	*clock = clock.Add(25 * time.Hour)
-	n.Tell(Event{Key: "backup web", Text: "it failed again", Failed: true})
-	n.Tell(Event{Key: "backup web", Text: "it is well"})
-	n.Tell(Event{Key: "backup web", Text: "still well"})
+	n.Tell(Event{Key: "backup web", Title: "bad", Text: "it failed again", Failed: true})
+	n.Tell(Event{Key: "backup web", Title: "good", Text: "it is well"})
+	n.Tell(Event{Key: "backup web", Title: "good", Text: "still well"})
 	assert.Equal(t, len(drain(t, n)), 0)
-	for _, want := range []string{"/failures it failed again", "/all it failed again", "/failures it is well", "/all it is well", "/all still well", ""} {
+	for _, want := range []string{"/failures alpha: bad\nit failed again", "/all alpha: bad\nit failed again", "/failures alpha: good\nit is well", "/all alpha: good\nit is well", "/all alpha: good\nstill well", ""} {
 		assert.Equal(t, next(got), want)
 	}
 }
