@@ -337,7 +337,7 @@ func (d *Driver) backUp(ctx context.Context, job backupJob, report *reporter) (o
 	if err != nil {
 		return out, err
 	}
-	begin := d.cfg.Now()
+	begin, before := d.cfg.Now(), b.state(rec.UUID)
 	// What is stored now is what is known of it if this process is killed.
 	if err := b.change(rec.UUID, func(st *backupState) {
 		st.Last, st.Error = begin, "it was interrupted"
@@ -353,6 +353,10 @@ func (d *Driver) backUp(ctx context.Context, job backupJob, report *reporter) (o
 			st.Error = "it was cancelled"
 			st.Failures--
 		}))
+	}
+	if job.snapshot != "" && errors.Is(err, volume.ErrNoSnapshot) {
+		// A slip of whoever asks says nothing of the volume's backups.
+		return out, errors.Join(fmt.Errorf("back up volume %s to %s: %w", job.volume, target.Name, err), b.change(rec.UUID, func(st *backupState) { *st = before }))
 	}
 	d.tellBackup(job.volume, target.Name, done.Backup, err)
 	if err != nil {

@@ -700,6 +700,26 @@ berth_volume_backup_failures{volume="web"} 2
 		failed = append(failed, e.Failed)
 	}
 	assert.DeepEqual(t, failed, []bool{false, true, true})
+
+	// A slip of somebody's is no failure of the backups.
+	_, err = k.CreateBackup(t.Context(), control.BackupRequest{Volume: "web", Snapshot: "nosnap"}, quiet)
+	assert.ErrorContains(t, err, "volume web has no snapshot nosnap")
+	after, err := k.Volume(t.Context(), "web")
+	assert.NilError(t, err)
+	assert.DeepEqual(t, after.Backup, shown.Backup)
+	assert.Equal(t, len(k.told), 3)
+}
+
+func TestASchedulesTargetThatIsNotThereIsFound(t *testing.T) {
+	k := newKeeper(t, filepath.Join(t.TempDir(), "repository"))
+	k.target()
+	assert.NilError(t, k.create("web", "backup.schedule=@daily"))
+	assert.Equal(t, len(k.backupFindings()), 0)
+	assert.NilError(t, k.create("db", "backup.schedule=@daily", "backup.target=nsa"))
+	findings := k.backupFindings()
+	assert.Equal(t, len(findings), 1)
+	assert.Equal(t, findings[0].ID, "backup-target")
+	assert.ErrorContains(t, errors.New(findings[0].Summary), "volume db has a schedule for backups that cannot be kept: there is no target nsa")
 }
 
 func TestABackupThatIsCancelledIsNoFailure(t *testing.T) {

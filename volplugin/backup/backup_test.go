@@ -197,6 +197,33 @@ func TestTargetsThatCannotBe(t *testing.T) {
 	}
 }
 
+func TestFormsOfRepositories(t *testing.T) {
+	check := func(repository string) error {
+		target := good()
+		target.Repository = repository
+		return target.Check()
+	}
+	for _, repository := range []string{
+		"/backup/nas", "local:/backup/nas", "sftp:berth@nas:/volume1/restic", "sftp:nas:restic", "sftp:d@o@nas:/x", "sftp://nas//x", "sftp://me@[::1]:2222//srv/x",
+		"sftp://me@nas/x", "rest:https://nas/", "rest:http://127.0.0.1:8000", "rest:https://me:word@nas:8000/me/", "rest:http+unix:///run/rest.sock:/x/",
+		"s3:https://s3.example.org/backups", "s3:s3.amazonaws.com/bucket/path", "s3://host/bucket", "s3:http://127.0.0.1:9000/bucket/a/b", "b2:bucket", "b2:bucket:path",
+		"azure:container:/", "gs:bucket:/x", "swift:container:/x", "rclone:b2prod:yggdrasil/foo",
+	} {
+		assert.NilError(t, check(repository))
+	}
+	for repository, want := range map[string]string{
+		"": "want a path or", "backup": "want an absolute path", "/": "want an absolute path", "/backup/": "want an absolute path", "nas:/x": "takes an absolute path, or one of",
+		"https://nas/x": "takes an absolute path, or one of", "sftp:": "want sftp:USER", "sftp:nas": "want sftp:USER", "sftp:/x": "want sftp:USER", "sftp://me@/x": "want sftp:USER",
+		"sftp://nas": "want sftp:USER", "rest:": "want rest:https", "rest:nas": "want rest:https", "rest:https://": "want rest:https", "rest:ftp://nas/": "want rest:https",
+		"rest:https://me@/": "want rest:https", "s3:": "want s3:https", "s3:bucket": "want s3:https", "s3:https://host": "want s3:https", "s3:https:///bucket": "want s3:https",
+		"b2:": "want b2:", "azure:x": "want azure:", "gs:": "want gs:", "swift:x:y": "want swift:", "rclone:": "want rclone:",
+	} {
+		err := check(repository)
+		assert.Assert(t, errdefs.IsInvalidArgument(err), "%q: %v", repository, err)
+		assert.ErrorContains(t, err, want, repository)
+	}
+}
+
 func TestPasswordsInURLsAreNotShown(t *testing.T) {
 	for repository, want := range map[string]string{
 		"/backup/restic":                         "/backup/restic",

@@ -181,6 +181,22 @@ var kinds = map[string][]string{
 	Archive: {"local", "s3"},
 }
 
+// forms are what follows the first colon of a repository, and how that is told. restic says the
+// same later, or nothing for long.
+var forms = map[string]struct {
+	pattern *regexp.Regexp
+	want    string
+}{
+	"sftp":   {regexp.MustCompile(`^([^/:]+:.+|//[^/]*[^/@]/.+)$`), "sftp:USER@HOST:/DIRECTORY, or sftp://USER@HOST:PORT//DIRECTORY"},
+	"rest":   {regexp.MustCompile(`^(https?://[^/]*[^/@](/.*)?|http\+unix:///.+)$`), "rest:https://HOST/, or rest:https://USER:PASSWORD@HOST:PORT/PATH/"},
+	"s3":     {regexp.MustCompile(`^((https?:)?//)?[^/:]+(:[^/]+)?/+[^/].*$`), "s3:https://HOST/BUCKET, or s3:https://HOST:PORT/BUCKET/PATH"},
+	"b2":     {regexp.MustCompile(`^[^:/]+(:.*)?$`), "b2:BUCKET:PATH"},
+	"azure":  {regexp.MustCompile(`^[^:/]+:.*$`), "azure:CONTAINER:/PATH"},
+	"gs":     {regexp.MustCompile(`^[^:/]+:.*$`), "gs:BUCKET:/PATH"},
+	"swift":  {regexp.MustCompile(`^[^:/]+:/.*$`), "swift:CONTAINER:/PATH"},
+	"rclone": {regexp.MustCompile(`^[^:]+:.*$`), "rclone:REMOTE:PATH"},
+}
+
 // Kind is the kind of place of the repository, "local" for a path.
 func (t Target) Kind() string {
 	kind, _, ok := strings.Cut(t.Repository, ":")
@@ -204,6 +220,11 @@ func (t Target) checkRepository() error {
 		if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" {
 			return fault.Invalid("target %s: repository %.200q: want an absolute path without . and .. and with single slashes", t.Name, shown)
 		}
+		return nil
+	}
+	_, place, _ := strings.Cut(t.Repository, ":")
+	if form := forms[t.Kind()]; !form.pattern.MatchString(place) {
+		return fault.Invalid("target %s: repository %.200q: want %s", t.Name, shown, form.want)
 	}
 	return nil
 }

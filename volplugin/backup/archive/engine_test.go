@@ -267,7 +267,7 @@ func TestLimitsOfSpeedLetAllThrough(t *testing.T) {
 func TestWrongTargetsAreRefused(t *testing.T) {
 	env := map[string]string{"AWS_ACCESS_KEY_ID": "key-id", "AWS_SECRET_ACCESS_KEY": "top-secret"}
 	for repository, want := range map[string]string{
-		"s3:https://host": "no bucket", "s3:https://": "no host", "s3:ftp://host/b": "unknown scheme", "s3:https://u:hush-hush@host/b": "has a user",
+		"s3:https://host": "want s3:https://HOST", "s3:https://": "want s3:https://HOST", "s3:ftp://host/b": "want s3:https://HOST", "s3:https://u:hush-hush@host/b": "has a user",
 		"s3:https://host/b?x=1": "not used", "relative": "absolute path", "sftp:h:/x": "one of s3",
 	} {
 		target := backup.Target{Name: "t", Engine: backup.Archive, Repository: repository, Environment: env}

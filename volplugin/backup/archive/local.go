@@ -9,10 +9,13 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-plugin/berth/shared/fault"
 )
 
 // A local store is a directory, perhaps one on a file server. No symbolic link leads out of it.
@@ -23,7 +26,17 @@ const part = ".part"
 
 func (l local) String() string { return l.dir }
 
-func (l local) make(context.Context) error { return os.MkdirAll(l.dir, 0o700) }
+// make wants the directory above to be there: it may be a disk that is not mounted.
+func (l local) make(context.Context) error {
+	parent := filepath.Dir(l.dir)
+	if info, err := os.Stat(parent); err != nil || !info.IsDir() {
+		return fault.Unavailable("there is no directory %s to make it in: is its disk mounted?", parent)
+	}
+	if err := os.Mkdir(l.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
 
 func (l local) list(ctx context.Context, volume string) ([]object, error) {
 	root, err := os.OpenRoot(l.dir)
