@@ -42,7 +42,7 @@ func open(t testing.TB, target backup.Target) backup.Engine {
 
 func TestConformanceLocal(t *testing.T) {
 	backuptest.Run(t, func(t testing.TB) backuptest.Repository {
-		dir := filepath.Join(t.TempDir(), "not/there/yet")
+		dir := filepath.Join(t.TempDir(), "yet")
 		return backuptest.Repository{
 			Open: func(t testing.TB) backup.Engine { return open(t, backup.Target{Repository: dir}) },
 			Damage: func(t testing.TB) {
@@ -279,6 +279,15 @@ func TestWrongTargetsAreRefused(t *testing.T) {
 	assert.ErrorContains(t, err, "AWS_ACCESS_KEY_ID")
 	_, err = archive.New(backup.Target{Name: "t", Repository: "/x", Password: "p"})
 	assert.ErrorContains(t, err, "restic")
+}
+
+// The directory above may be a disk that is not mounted.
+func TestARepositoryIsNotMadeWhereNothingIs(t *testing.T) {
+	dir := t.TempDir()
+	err := open(t, backup.Target{Repository: filepath.Join(dir, "nas", "repository")}).Init(t.Context())
+	assert.ErrorContains(t, err, "is its disk mounted?")
+	_, err = os.Stat(filepath.Join(dir, "nas"))
+	assert.ErrorIs(t, err, fs.ErrNotExist)
 }
 
 func TestNoServerIsNoMissingRepository(t *testing.T) {
