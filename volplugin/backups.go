@@ -152,6 +152,8 @@ type lastBackup struct {
 	Reread time.Time
 	// Seen is what the next one is compared with.
 	Seen sight `json:",omitzero"`
+	// Options are those in its manifest, nil when that is to be asked.
+	Options map[string]string
 }
 
 var backupsBucket = state.NewBucket[backupState]("volume-backups")
@@ -391,8 +393,9 @@ func (b *backups) failed(uuid string, err error) error {
 type madeBackup struct {
 	control.Backup
 	// at is the time of the snapshot, and seen what a later one is compared with.
-	at   time.Time
-	seen sight
+	at      time.Time
+	seen    sight
+	options map[string]string
 	// reread: all files were read for it.
 	reread bool
 }
@@ -410,7 +413,7 @@ func (b *backups) ended(uuid string, done madeBackup) error {
 			return // all else is of the backup that there is
 		}
 		st.Took, st.Files, st.Bytes, st.Added = done.Took, done.Files, done.Bytes, done.Added
-		last := lastBackup{ID: done.ID, Reread: st.Targets[done.Target].Reread, Seen: done.seen}
+		last := lastBackup{ID: done.ID, Reread: st.Targets[done.Target].Reread, Seen: done.seen, Options: done.options}
 		if done.reread || last.Reread.IsZero() {
 			last.Reread = st.Last
 		}
@@ -546,7 +549,7 @@ func (d *Driver) backUpSnapshot(ctx context.Context, s *store, root *volume.Root
 	if err != nil {
 		return out, err
 	}
-	out.at, out.seen = snap.CreatedAt.UTC(), d.sightOf(ctx, root, rec, manifest)
+	out.at, out.seen, out.options = snap.CreatedAt.UTC(), d.sightOf(ctx, root, rec, manifest), manifest.Options
 	if !kept {
 		if found, ok := d.standing(ctx, s, root, rec, job, out.seen, target.Name, eng); ok {
 			out.Backup = shownBackup(target.Name, found)

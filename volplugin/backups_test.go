@@ -444,6 +444,8 @@ func TestARestoreAsksTheRepositoryNoMoreThanItMust(t *testing.T) {
 	k.target()
 	assert.NilError(t, k.create("web"))
 	k.put("web", "f", "one")
+	earlier := k.backup("web").Reference
+	k.pass(time.Minute)
 	k.backup("web")
 	c := meter{calls: map[string]int{}}
 	k.wrapped(func(eng backup.Engine) backup.Engine {
@@ -457,6 +459,10 @@ func TestARestoreAsksTheRepositoryNoMoreThanItMust(t *testing.T) {
 		{func() error { return k.create("copy", "from-backup=nas/web") }, map[string]int{"list": 1, "restore": 1}},
 		{func() error {
 			_, err := k.RestoreBackup(t.Context(), control.RestoreRequest{Reference: "nas/web", Name: "copy2"}, quiet)
+			return err
+		}, map[string]int{"list": 1, "restore": 1}},
+		{func() error {
+			_, err := k.RestoreBackup(t.Context(), control.RestoreRequest{Reference: earlier, Name: "copy3"}, quiet)
 			return err
 		}, map[string]int{"list": 1, "manifest": 1, "restore": 1}},
 		{func() error {

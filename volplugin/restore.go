@@ -205,11 +205,11 @@ func (d *Driver) RestoreBackup(ctx context.Context, req control.RestoreRequest, 
 		out.Volume, out.Kept, err = d.restoreInPlace(ctx, req, ref.String(), found, report)
 		return out, err
 	}
-	manifest, err := eng.Manifest(ctx, found.ID)
+	was, err := d.backups.optionsIn(ctx, eng, ref, found)
 	if err != nil {
-		return out, fmt.Errorf("backup %s: %w", ref, err)
+		return out, err
 	}
-	given := restoredOptions(manifest.Options)
+	given := restoredOptions(was)
 	maps.Copy(given, req.Options)
 	given["from-backup"] = ref.String()
 	out.Volume, err = d.makeFilled(ctx, req.Name, given, tell, func(ctx context.Context, root *volume.Root, spec options.Spec) (volume.Record, error) {
@@ -221,6 +221,19 @@ func (d *Driver) RestoreBackup(ctx context.Context, req control.RestoreRequest, 
 		return rec, err
 	})
 	return out, err
+}
+
+// optionsIn are the options that a backup's manifest has. Those of the last one that this
+// host has made are known here; restic takes most of a second for each question.
+func (b *backups) optionsIn(ctx context.Context, eng backup.Engine, ref backup.Reference, found backup.Backup) (map[string]string, error) {
+	if last := b.state(found.UUID).Targets[ref.Target]; last.ID == found.ID && last.Options != nil {
+		return last.Options, nil
+	}
+	manifest, err := eng.Manifest(ctx, found.ID)
+	if err != nil {
+		return nil, fmt.Errorf("backup %s: %w", ref, err)
+	}
+	return manifest.Options, nil
 }
 
 // sameVolume refuses what "latest" or a time has picked for a volume if it is the backup

@@ -108,7 +108,7 @@ func measureBackups(ctx context.Context, s settings) (*report, error) {
 	}
 	r.Tables = append(r.Tables, costs, pauses)
 	r.Notes = append(r.Notes,
-		"restic alone is `restic backup` and `restic snapshots` of the same snapshot, as Berth looks after each backup whether it is listed.",
+		"restic alone is `restic backup` and `restic snapshots` of the same snapshot, as Berth looks after each backup whether it is listed; and `restic snapshots` and `restic restore`.",
 		"Before each time, but those of what is unchanged, the machine's cache is emptied.",
 		"Berth takes what berthd and its children take more than before, without the docker command. Memory is the most that all processes had at once. Processor time is that of processes, not of the kernel's own threads.")
 	return r, nil
@@ -281,7 +281,9 @@ func (b backupBench) restore(target string, order int) error {
 			}
 			continue
 		}
-		restored, err := took(func() error { return b.restic("restic -q restore latest --sparse --target " + restoredByRestic) })
+		restored, err := took(func() error {
+			return b.restic("restic -q snapshots; restic -q restore latest --sparse --target " + restoredByRestic)
+		})
 		if err != nil {
 			return err
 		}
