@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,7 +22,6 @@ import (
 	"github.com/berth-plugin/berth/volplugin/backup"
 	"github.com/berth-plugin/berth/volplugin/engine"
 	"github.com/berth-plugin/berth/volplugin/mount"
-	"github.com/berth-plugin/berth/volplugin/rooted"
 	"github.com/berth-plugin/berth/volplugin/volume"
 )
 
@@ -122,162 +119,6 @@ func (b *backups) uses(uuid, snapshot string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.active[snapshotKey(uuid, snapshot)]
-}
-
-// A backupState is what this host knows of the backups of one volume.
-type backupState struct {
-	// Last is when one was last tried, and Error why it failed, or what is missing in
-	// it; "" when it is good. Failures in a row.
-	Last     time.Time
-	Error    string `json:",omitempty"`
-	Failures int    `json:",omitempty"`
-	// Good is the reference of the last good one. GoodTime is when the volume last had
-	// the data that is in it, as far as was looked.
-	Good     string    `json:",omitempty"`
-	GoodTime time.Time `json:",omitzero"`
-	// Took is how long it took. Files, Bytes and Added are the Result's.
-	Took                time.Duration `json:",omitempty"`
-	Files, Bytes, Added uint64        `json:",omitempty"`
-	// Scheduled is the target that the schedule has backed up to, of a volume that names
-	// none.
-	Scheduled string `json:",omitempty"`
-	// Targets has the last good backup in each target.
-	Targets map[string]lastBackup `json:",omitempty"`
-}
-
-// A lastBackup is one that the next may build on.
-type lastBackup struct {
-	ID string
-	// Reread is when all files were read the last time.
-	Reread time.Time
-	// Seen is what the next one is compared with.
-	Seen sight `json:",omitzero"`
-	// Options are those in its manifest, nil when that is to be asked.
-	Options map[string]string
-}
-
-var backupsBucket = state.NewBucket[backupState]("volume-backups")
-
-func (b *backups) state(uuid string) (st backupState) {
-	_ = b.db.View(func(tx *state.Tx) error {
-		st, _, _ = backupsBucket.Get(tx, uuid)
-		return nil
-	})
-	return st
-}
-
-// change stores what fn makes of the state of a volume.
-func (b *backups) change(uuid string, fn func(*backupState)) error {
-	return b.db.Update(func(tx *state.Tx) error {
-		st, _, err := backupsBucket.Get(tx, uuid)
-		if err != nil {
-			return err
-		}
-		st.Targets = maps.Clone(st.Targets)
-		fn(&st)
-		return backupsBucket.Put(tx, uuid, st)
-	})
-}
-
-// forget drops what is known of the backups of volumes that are gone for good.
-func (b *backups) forget(uuids ...string) error {
-	if b == nil || len(uuids) == 0 {
-		return nil
-	}
-	return b.db.Update(func(tx *state.Tx) error {
-		for _, uuid := range uuids {
-			if err := backupsBucket.Delete(tx, uuid); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-// forgetBackups does that for volumes that no root has any more. They may be in the
-// trash; so it waits, from their last backup on, for as long as the trash keeps things.
-func (d *Driver) forgetBackups() error {
-	if d.backups == nil {
-		return nil
-	}
-	there := map[string]bool{}
-	for _, s := range d.all() {
-		for _, v := range d.ledger.seen(s.key) {
-			there[v.Record.UUID] = true
-		}
-	}
-	var gone []string
-	err := d.backups.db.View(func(tx *state.Tx) error {
-		return backupsBucket.Each(tx, func(uuid string, st backupState) error {
-			if !there[uuid] && d.cfg.Now().Sub(st.Last) > volume.TrashKeep {
-				gone = append(gone, uuid)
-			}
-			return nil
-		})
-	})
-	return errors.Join(err, d.backups.forget(gone...))
-}
-
-// A stage is a directory with the two entries of a backup, of which data is a mount.
-type stage struct {
-	dir    string
-	binder *mount.Binder
-}
-
-// openStage mounts a directory as the data of the stage called name. One that an
-// earlier process has left is taken away first.
-func (b *backups) openStage(name string, data *rooted.Dir, flags mount.Flags) (*stage, error) {
-	st := &stage{dir: filepath.Join(b.stage, name)}
-	var err error
-	if st.binder, err = mount.NewBinder(st.dir); err != nil {
-		return nil, err
-	}
-	if err := st.clear(); err != nil {
-		return nil, err
-	}
-	if _, err := st.binder.Bind(data, backup.DataName, flags); err != nil {
-		return nil, errors.Join(err, st.close())
-	}
-	return st, nil
-}
-
-// clear leaves an empty directory.
-func (s *stage) clear() error {
-	if err := s.binder.Unbind(backup.DataName); err != nil {
-		return err
-	}
-	// Not RemoveAll: whatever else is there is nothing of this program's.
-	if err := os.Remove(filepath.Join(s.dir, backup.ManifestName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-func (s *stage) close() error {
-	if err := s.clear(); err != nil {
-		return err
-	}
-	return os.Remove(s.dir)
-}
-
-// sweep takes away what an earlier process has left mounted.
-func (b *backups) sweep() error {
-	if b == nil {
-		return nil
-	}
-	entries, err := os.ReadDir(b.stage)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, entry := range entries {
-		st := &stage{dir: filepath.Join(b.stage, entry.Name())}
-		if st.binder, err = mount.NewBinder(st.dir); err == nil {
-			err = st.close()
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
 }
 
 // A backupJob is a backup that is to be made.
@@ -383,45 +224,6 @@ func (d *Driver) tellBackup(name, target string, done control.Backup, err error)
 		e.Text = fmt.Sprintf("%s: %d files, %s, of which %s are new", done.Reference, done.Files, units.HumanSize(float64(done.Bytes)), units.HumanSize(float64(done.Added)))
 	}
 	d.cfg.Tell(e)
-}
-
-func (b *backups) failed(uuid string, err error) error {
-	return b.change(uuid, func(st *backupState) { st.Error = err.Error() })
-}
-
-// A madeBackup is one that is in the repository.
-type madeBackup struct {
-	control.Backup
-	// at is the time of the snapshot, and seen what a later one is compared with.
-	at      time.Time
-	seen    sight
-	options map[string]string
-	// reread: all files were read for it.
-	reread bool
-}
-
-// ended notes what was made.
-func (b *backups) ended(uuid string, done madeBackup) error {
-	return b.change(uuid, func(st *backupState) {
-		if done.Incomplete {
-			st.Error = fmt.Sprintf("backup %s is incomplete: %s", done.Reference, strings.Join(done.Missing, "; "))
-			return
-		}
-		st.Error, st.Failures = "", 0
-		st.Good, st.GoodTime = done.Reference, done.at
-		if done.Unchanged {
-			return // all else is of the backup that there is
-		}
-		st.Took, st.Files, st.Bytes, st.Added = done.Took, done.Files, done.Bytes, done.Added
-		last := lastBackup{ID: done.ID, Reread: st.Targets[done.Target].Reread, Seen: done.seen, Options: done.options}
-		if done.reread || last.Reread.IsZero() {
-			last.Reread = st.Last
-		}
-		if st.Targets == nil {
-			st.Targets = map[string]lastBackup{}
-		}
-		st.Targets[done.Target] = last
-	})
 }
 
 func (d *Driver) lockBackup(ctx context.Context, name, id string) (unlock func(), err error) {
