@@ -18,10 +18,13 @@ import (
 // as a managed plugin.
 func TestNFSRoots(t *testing.T) {
 	opts := Options{
-		Modules:  []string{"bridge", "nfsd", "nfsv4", "nf_tables", "overlay", "veth"},
-		Binaries: map[string]string{"berthd": "github.com/berth-plugin/berth/cmd/berthd"},
-		Files:    map[string]string{"plugin": "../../build/plugin/" + guest.VolumeDriver},
-		Timeout:  45 * time.Minute,
+		Modules: []string{"bridge", "nfsd", "nfsv4", "nf_tables", "overlay", "veth"},
+		Binaries: map[string]string{
+			"berthd":       "github.com/berth-plugin/berth/cmd/berthd",
+			"docker-berth": "github.com/berth-plugin/berth/cmd/docker-berth",
+		},
+		Files:   map[string]string{"plugin": "../../build/plugin/" + guest.VolumeDriver},
+		Timeout: 45 * time.Minute,
 	}
 	InGuest(t, opts, func(t *testing.T) {
 		s := furnishShares(t)
@@ -33,6 +36,8 @@ func TestNFSRoots(t *testing.T) {
 			{"the server comes back", (*shares).serverBack},
 			{"stale handles", (*shares).stale},
 			{"a node loses its power while the server is down", (*shares).reboot},
+			{"backups in a repository on the server", (*shares).backups},
+			{"the server goes away during a backup", (*shares).backupAway},
 		})
 	})
 }
