@@ -14,7 +14,10 @@
 //	                                         a volume again, the snapshots are its
 //	<root>/.berth/trash/UUID                 the data of a removed volume
 //	<root>/.berth/trash/UUID.json            its record, with the time of removal
-//	<root>/.berth/tmp/                       files and trees on their way to one of the above
+//	<root>/.berth/tmp/                       files and trees on their way to one of the above;
+//	                                         file.HOST.PROCESS.UUID says who writes a file, so
+//	                                         that the next process of that host removes what a
+//	                                         killed one has left
 //	<root>/.berth/tmp/claim.KEY              the right to replace a record, for a moment
 //
 // A root may be shared by several hosts, over NFS or otherwise, so there are no

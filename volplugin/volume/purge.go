@@ -162,7 +162,8 @@ func (r *Root) dropSnapshots(uuid string) error {
 	return err
 }
 
-// sweep removes what a host left in tmp when it was killed. It goes by the time of the
+// sweep removes what a host left in tmp when it was killed: at once a file of an earlier
+// process of this host, and all else after a while. It goes by the time of the
 // last change of the inode: a copy that is nearly complete has the times of its original.
 func (r *Root) sweep(ctx context.Context) error {
 	names, err := r.tmp.Names()
@@ -181,7 +182,7 @@ func (r *Root) sweep(ctx context.Context) error {
 			keep = tempTreeKeep
 			errs = append(errs, tree.Close())
 		}
-		if r.Now().Sub(time.Unix(0, stamp.Ctime)) < keep {
+		if r.Now().Sub(time.Unix(0, stamp.Ctime)) < keep && !r.orphaned(name) {
 			continue
 		}
 		err = r.tmp.RemoveTree(ctx, name)

@@ -2,10 +2,13 @@ package volume
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"sync"
 	"time"
 
@@ -291,10 +294,29 @@ func (r *Root) step(ctx context.Context, name, volume string) error {
 	return r.Step(name, volume)
 }
 
+// thisProcess tells this process from earlier ones of the host in the names of files in tmp.
+var thisProcess = uuid.NewString()[:8]
+
+// tempPrefix begins the names of the files in tmp that a host writes. Its ID may have any
+// characters.
+func tempPrefix(host string) string {
+	sum := sha256.Sum256([]byte(host))
+	return "file." + hex.EncodeToString(sum[:8]) + "."
+}
+
+func (r *Root) tempName() string { return tempPrefix(r.Host) + thisProcess + "." + uuid.NewString() }
+
+// orphaned tells whether a file in tmp was written by a process of this host that is gone:
+// a host has one daemon at a time.
+func (r *Root) orphaned(name string) bool {
+	rest, ours := strings.CutPrefix(name, tempPrefix(r.Host))
+	return ours && !strings.HasPrefix(rest, thisProcess+".")
+}
+
 // makeFile makes a file under a name that must be free, complete and on disk; the
 // error wraps fs.ErrExist when it is taken.
 func (r *Root) makeFile(ctx context.Context, dir *rooted.Dir, name string, data []byte) (err error) {
-	temp := uuid.NewString()
+	temp := r.tempName()
 	if err := r.tmp.WriteNew(temp, data, 0o600); err != nil {
 		return err
 	}
@@ -320,7 +342,7 @@ func (r *Root) makeFile(ctx context.Context, dir *rooted.Dir, name string, data 
 
 // replaceFile puts a file in the place of another, complete and on disk.
 func (r *Root) replaceFile(ctx context.Context, dir *rooted.Dir, name string, data []byte) error {
-	temp := uuid.NewString()
+	temp := r.tempName()
 	if err := r.tmp.WriteNew(temp, data, 0o600); err != nil {
 		return err
 	}

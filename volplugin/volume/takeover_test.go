@@ -155,6 +155,22 @@ func TestExpireLeavesWhatItCannotRead(t *testing.T) {
 	}
 }
 
+func TestTempFilesOfEarlierProcessesAreSweptAtOnce(t *testing.T) {
+	path := t.TempDir()
+	a, b := openRoot(t, location(path, "a")), openRoot(t, location(path, "b"))
+	earlier := tempPrefix(a.Host) + "0earlier.x"
+	names := []string{a.tempName(), b.tempName(), earlier, tempPrefix(b.Host) + "0earlier.x"}
+	for _, name := range names {
+		assert.NilError(t, os.WriteFile(filepath.Join(path, ".berth/tmp", name), nil, 0o600))
+	}
+	_, err := a.Expire(t.Context(), TrashKeep)
+	assert.NilError(t, err)
+	for _, name := range names {
+		_, err := os.Stat(filepath.Join(path, ".berth/tmp", name))
+		assert.Equal(t, errors.Is(err, os.ErrNotExist), name == earlier, name)
+	}
+}
+
 func TestTempFilesOfDeadHostsAreSwept(t *testing.T) {
 	path := t.TempDir()
 	a := openRoot(t, location(path, "a"))
