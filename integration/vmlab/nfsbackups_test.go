@@ -62,7 +62,7 @@ func (s *shares) backupAway(t *testing.T) {
 	eventually(t, "the repository is back", func() bool {
 		return n.TryFor(time.Minute, filepath.Join(Dir, "docker-berth"), "backup", "create", "own").Err == nil
 	})
-	assert.Equal(t, s.berth("backup", "verify", "nas", "--read-data", "100%"), "no errors")
+	assert.Equal(t, s.berth("backup", "verify", "nas", "--read-data", "100%"), "nas: no errors")
 	s.berth("backup", "restore", "nas/own", "later")
 	assert.Equal(t, s.digest("later"), s.digest("own"))
 	eventually(t, "no snapshot is left", func() bool { return !strings.Contains(s.berth("snapshot", "ls", "own"), "backup-") })
