@@ -492,7 +492,7 @@ func (d *Driver) backupFindings() []control.Finding {
 		for name, v := range d.ledger.seen(s.key) {
 			shown := d.shownBackups(v.Record)
 			if v.Record.BackupSchedule != "" && d.ledger.owner(name) == s.key {
-				if _, _, err := d.backups.engine(v.Record.BackupTarget); err != nil {
+				if _, err := d.backups.target(d.backups.targetOf(v.Record)); err != nil {
 					list = append(list, control.Finding{ID: "backup-target", Status: control.StatusWarn, Summary: fmt.Sprintf("volume %s has a schedule for backups that cannot be kept: %s", name, err)})
 				}
 			}

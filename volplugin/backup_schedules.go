@@ -3,6 +3,7 @@ package volplugin
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -117,8 +118,11 @@ func (d *Driver) backupDue(ctx context.Context, job schedule.Job) error {
 		return err
 	}
 	end, err := d.takeTurn(ctx, s, rec)
+	if errors.Is(err, schedule.ErrElsewhere) {
+		return err // no failure: whoever is at it tells how it goes
+	}
 	if err != nil {
-		return err
+		return d.failedBackup(name, target.Name, err)
 	}
 	defer end()
 	due := tagDue + job.Due.UTC().Format(dueName)

@@ -70,24 +70,29 @@ func openBackups(cfg Config) (*backups, error) {
 	return b, os.MkdirAll(b.stage, 0o700)
 }
 
-// engine opens a target by its name; "" is the only one there is.
-func (b *backups) engine(name string) (backup.Target, backup.Engine, error) {
+// target reads a target by its name; "" is the only one there is. It asks no repository.
+func (b *backups) target(name string) (backup.Target, error) {
 	if b == nil {
-		return backup.Target{}, nil, errNoBackups
+		return backup.Target{}, errNoBackups
 	}
 	if name == "" {
 		names, err := b.targets.Names()
 		switch {
 		case err != nil:
-			return backup.Target{}, nil, err
+			return backup.Target{}, err
 		case len(names) == 0:
-			return backup.Target{}, nil, fault.NotFound("there is no target for backups yet: docker berth target add makes one")
+			return backup.Target{}, fault.NotFound("there is no target for backups yet: docker berth target add makes one")
 		case len(names) > 1:
-			return backup.Target{}, nil, fault.Invalid("there are several targets, so that one has to be named: %s", strings.Join(names, ", "))
+			return backup.Target{}, fault.Invalid("there are several targets, so that one has to be named: %s", strings.Join(names, ", "))
 		}
 		name = names[0]
 	}
-	target, err := b.targets.Get(name)
+	return b.targets.Get(name)
+}
+
+// engine opens a target, whose place may take a while to answer.
+func (b *backups) engine(name string) (backup.Target, backup.Engine, error) {
+	target, err := b.target(name)
 	if err != nil {
 		return target, nil, err
 	}

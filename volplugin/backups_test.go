@@ -229,6 +229,16 @@ func TestASchedulesTargetThatIsNotThereIsFound(t *testing.T) {
 	assert.Equal(t, len(findings), 1)
 	assert.Equal(t, findings[0].ID, "backup-target")
 	assert.ErrorContains(t, errors.New(findings[0].Summary), "volume db has a schedule for backups that cannot be kept: there is no target nsa")
+	// web goes on with what it has, and no repository is asked: each may take a while.
+	second := control.TargetSpec{Name: "offsite", Engine: testEngine, Repository: filepath.Join(t.TempDir(), "second"), Password: testPassword}
+	_, err := k.AddTarget(t.Context(), second, quiet)
+	assert.NilError(t, err)
+	k.wrapped(func(backup.Engine) backup.Engine {
+		t.Error("a target was opened")
+		return nil
+	})
+	findings = k.backupFindings()
+	assert.Equal(t, len(findings), 1, "%v", findings)
 }
 
 func TestABackupThatIsCancelledIsNoFailure(t *testing.T) {
